@@ -1,0 +1,167 @@
+"""The KTO loss on log-probs: pure functions, one an equation. Legend: B rows.
+
+Equation numbers are those of the contract in the README: Ethayarajh et al., "KTO: Model Alignment as Prospect
+Theoretic Optimization" (arXiv 2402.01306), sections 3 and 4.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from fastkto.errors import InputError
+
+LOSS_TYPES = ("kto", "apo_zero_unpaired")
+
+
+class KTOLoss(NamedTuple):
+    """What `kto_loss` returns. Only `loss` carries a gradient."""
+
+    loss: torch.Tensor
+    """Scalar, eq. (6)."""
+    rewards: torch.Tensor
+    """(B,) `beta * (logps - ref_logps)`, the implied reward in units of beta * nats."""
+    z0: torch.Tensor
+    """Scalar, the reference point after the clamp, in nats, eq. (4)."""
+    kl: torch.Tensor
+    """(B,) log-ratios k_i of the mismatched pairs, in nats, eq. (3); empty where no KL term is used."""
+    utilities: torch.Tensor
+    """(B,) u_i: the sigmoid's argument, positive where the row is on the right side of the reference point."""
+
+
+def reference_point(kl_B: torch.Tensor, reduce: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
+    """z0 of eq. (4): `kl.mean().clamp(min=0)`, the mean over all ranks' rows when `reduce` sums over ranks."""
+    sum_and_count = torch.stack([kl_B.sum(), kl_B.new_tensor(float(kl_B.numel()))]).detach()
+    if reduce is not None:
+        sum_and_count = reduce(sum_and_count)
+    return (sum_and_count[0] / sum_and_count[1]).clamp(min=0)
+
+
+def utilities(
+    log_ratios_B: torch.Tensor,
+    labels_B: torch.Tensor,
+    z0: torch.Tensor,
+    *,
+    beta: float,
+    loss_type: str = "kto",
+) -> torch.Tensor:
+    """u of eq. (5): `where(label, beta * (r - z0), beta * (z0 - r))`; `apo_zero_unpaired` has z0 = 0."""
+    shifted_B = log_ratios_B if loss_type == "apo_zero_unpaired" else log_ratios_B - z0
+    return torch.where(labels_B, beta * shifted_B, -beta * shifted_B)
+
+
+def row_weights(
+    labels_B: torch.Tensor, *, desirable_weight: float, undesirable_weight: float, dtype: torch.dtype
+) -> torch.Tensor:
+    """lambda of eq. (6): `where(label, desirable_weight, undesirable_weight)`."""
+    # not where(label, float, float): it rounds both weights to float32 first
+    return torch.full_like(labels_B, undesirable_weight, dtype=dtype).masked_fill(labels_B, desirable_weight)
+
+
+def logp_gradients(
+    utilities_B: torch.Tensor,
+    labels_B: torch.Tensor,
+    weights_B: torch.Tensor,
+    *,
+    beta: float,
+    num_rows: float | torch.Tensor,
+) -> torch.Tensor:
+    """c of eq. (7), d loss / d logp: `-+ lambda * beta * sigmoid(u) * sigmoid(-u) / num_rows` (- desirable)."""
+    magnitude_B = weights_B * beta * torch.sigmoid(utilities_B) * torch.sigmoid(-utilities_B) / num_rows
+    return torch.where(labels_B, -magnitude_B, magnitude_B)
+
+
+def kto_loss(
+    logps: torch.Tensor,
+    ref_logps: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    kl_logps: torch.Tensor | None = None,
+    ref_kl_logps: torch.Tensor | None = None,
+    beta: float = 0.1,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+    loss_type: str = "kto",
+    num_rows: float | torch.Tensor | None = None,
+    reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> KTOLoss:
+    """KTO loss of summed log-probs: `(weight * sigmoid(-u)).mean()`, u = +-beta * (logps - ref_logps - z0).
+
+    Args:
+        logps: (B,) log pi(y|x), summed over the completion's tokens, in nats; the gradient flows through it.
+        ref_logps: (B,) the same under the reference model.
+        labels: (B,) bool, True for a desirable row.
+        kl_logps: (B',) log pi(y'|x) of the mismatched pairs; never differentiated. Required for "kto".
+        ref_kl_logps: (B',) the same under the reference model.
+        beta: sensitivity to the log-ratio, per nat.
+        desirable_weight: lambda_D.
+        undesirable_weight: lambda_U.
+        loss_type: "kto", or "apo_zero_unpaired" (z0 = 0; arXiv 2408.06266, eq. 7 unpaired).
+        num_rows: rows of the whole optimizer step, when it spans several calls; B if None.
+        reduce: sums a (2,) tensor over all ranks, so that z0 is the mean over every rank's rows.
+
+    Returns:
+        `KTOLoss` in the dtype of `logps` (float32 at least).
+
+    Raises:
+        ValueError: shapes that differ, labels that are not bool, a missing KL stream, an unknown loss_type.
+
+    Source: eqs. (2) to (6); arXiv 2402.01306, eq. 7 and section 4.1.
+    """
+    check_loss_arguments(logps.shape[0], ref_logps, labels, beta=beta, loss_type=loss_type)
+    logps = logps if logps.dtype == torch.float64 else logps.float()
+    ref_logps = ref_logps.to(logps.dtype)
+    kl_B = log_ratios_of_pairs(kl_logps, ref_kl_logps, logps, loss_type=loss_type)
+    z0 = reference_point(kl_B, reduce) if loss_type == "kto" else logps.new_zeros(())
+    log_ratios_B = logps - ref_logps.detach()
+    u_B = utilities(log_ratios_B, labels, z0, beta=beta, loss_type=loss_type)
+    weights_B = row_weights(
+        labels, desirable_weight=desirable_weight, undesirable_weight=undesirable_weight, dtype=logps.dtype
+    )
+    rows = logps.shape[0] if num_rows is None else num_rows
+    loss = (weights_B * torch.sigmoid(-u_B)).sum() / rows
+    return KTOLoss(loss, beta * log_ratios_B.detach(), z0, kl_B, u_B.detach())
+
+
+def log_ratios_of_pairs(
+    kl_logps: torch.Tensor | None, ref_kl_logps: torch.Tensor | None, like: torch.Tensor, *, loss_type: str
+) -> torch.Tensor:
+    """k of eq. (3), detached: `kl_logps - ref_kl_logps`; empty for a loss type without a KL term."""
+    if loss_type != "kto":
+        return like.new_zeros(0)
+    if kl_logps is None or ref_kl_logps is None:
+        raise InputError(
+            "kl_logps and ref_kl_logps",
+            None,
+            'the log-probs of the mismatched pairs for loss_type="kto"',
+            'Pass both, or choose loss_type="apo_zero_unpaired", which has no KL term.',
+        )
+    if kl_logps.shape != ref_kl_logps.shape or kl_logps.numel() == 0:
+        raise InputError(
+            "ref_kl_logps",
+            tuple(ref_kl_logps.shape),
+            f"the non-empty shape of kl_logps, {tuple(kl_logps.shape)}",
+            "Score the same pairs with both models.",
+        )
+    return kl_logps.detach().to(like.dtype) - ref_kl_logps.detach().to(like.dtype)
+
+
+def check_loss_arguments(
+    rows: int, ref_logps: torch.Tensor, labels: torch.Tensor, *, beta: float, loss_type: str
+) -> None:
+    """Raise `InputError` for what can be seen without reading a tensor's values (no host sync)."""
+    if loss_type not in LOSS_TYPES:
+        raise InputError("loss_type", loss_type, f"one of {LOSS_TYPES}", "Correct the name.")
+    if not beta > 0:
+        raise InputError("beta", beta, "a number above 0", "0.1 is the usual start.")
+    if labels.dtype != torch.bool:
+        raise InputError(
+            "labels",
+            labels.dtype,
+            "a bool tensor",
+            "Convert on purpose, e.g. labels == 1; -1/1 would all read as true.",
+        )
+    if labels.shape != (rows,):
+        raise InputError("labels", tuple(labels.shape), f"({rows},), one a row", "Pass one label a row.")
+    if ref_logps.shape != (rows,):
+        raise InputError("ref_logps", tuple(ref_logps.shape), f"({rows},), one a row", "Pass one sum a row.")
