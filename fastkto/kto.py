@@ -1,0 +1,226 @@
+"""Head and loss in one: hidden states to the KTO loss, rewards and log-probs, with no logits in memory.
+
+Legend: N scored positions (N' of the KL stream), D hidden, V vocabulary, B rows.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from fastkto.backends import choose
+from fastkto.backends.base import Backend, HeadInputs, Wanted
+from fastkto.backends.tiles import segment_sums
+from fastkto.errors import InputError
+from fastkto.head import TokenStats, prepare, token_logprobs
+from fastkto.loss import (
+    check_loss_arguments,
+    kto_loss,
+    log_ratios_of_pairs,
+    logp_gradients,
+    reference_point,
+    row_weights,
+    utilities,
+)
+
+
+class FusedKTO(NamedTuple):
+    """What `fused_linear_kto` returns. Only `loss` carries a gradient."""
+
+    loss: torch.Tensor
+    """Scalar, eq. (6)."""
+    rewards: torch.Tensor
+    """(B,) `beta * (logps - ref_logps)`."""
+    logps: torch.Tensor
+    """(B,) log pi(y|x), nats."""
+    z0: torch.Tensor
+    """Scalar, after the clamp, nats."""
+    kl: torch.Tensor
+    """(B',) log-ratios of the mismatched pairs, nats; empty for "apo_zero_unpaired"."""
+    utilities: torch.Tensor
+    """(B,) u_i."""
+    entropy: torch.Tensor | None
+    """(N,) nats, with `stats`."""
+    mean_logits: torch.Tensor | None
+    """(N,), with `stats`."""
+
+
+class _Settings(NamedTuple):
+    beta: float
+    desirable_weight: float
+    undesirable_weight: float
+    loss_type: str
+    num_rows: float | torch.Tensor
+
+
+def fused_linear_kto(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    cu_seqlens: Sequence[int] | torch.Tensor,
+    labels: torch.Tensor,
+    ref_logps: torch.Tensor,
+    *,
+    kl_hidden: torch.Tensor | None = None,
+    kl_targets: torch.Tensor | None = None,
+    kl_cu_seqlens: Sequence[int] | torch.Tensor | None = None,
+    ref_kl_logps: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    beta: float = 0.1,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+    loss_type: str = "kto",
+    num_rows: float | torch.Tensor | None = None,
+    reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    stats: bool = False,
+    backend: str = "auto",
+) -> FusedKTO:
+    """`kto_loss(row_sums(token_logprobs(hidden, weight, targets)), ref_logps, labels, kl_logps=...)`, fused.
+
+    z0 is known before the target head runs, so a block of whole rows turns its logits into gradients at once: 6 NDV
+    with W trained, 4 NDV with W frozen. The gradients are formed here and scaled by the upstream gradient later.
+
+    Args:
+        hidden: (N, D) at the positions that predict a completion token, row after row.
+        weight: (V, D) of the LM head.
+        targets: (N,) int64, the completion tokens.
+        cu_seqlens: B + 1 offsets of the rows in N, from 0 to N. Host integers; a CUDA tensor would make the GPU wait.
+        labels: (B,) bool, True for a desirable row.
+        ref_logps: (B,) summed log-probs under the reference model, nats.
+        kl_hidden: (N', D) at the positions that predict y' given x; never differentiated.
+        kl_targets: (N',) int64.
+        kl_cu_seqlens: B' + 1 offsets.
+        ref_kl_logps: (B',) summed log-probs of y' under the reference.
+        bias, softcap, scale, backend: as in `token_logprobs`.
+        beta, desirable_weight, undesirable_weight, loss_type, num_rows, reduce: as in `kto_loss`.
+        stats: also return each position's entropy and mean logit.
+
+    Returns:
+        `FusedKTO`, float32 (float64 for float64 inputs).
+
+    Raises:
+        ValueError: as `token_logprobs` and `kto_loss`, and for offsets that do not run from 0 to N.
+
+    Source: eqs. (1) to (7); arXiv 2402.01306, eq. 7 and section 4.1.
+    """
+    head, wanted = prepare(hidden, weight, targets, bias, softcap, scale)
+    bounds = _bounds("cu_seqlens", cu_seqlens, hidden.shape[0])
+    check_loss_arguments(len(bounds) - 1, ref_logps, labels, beta=beta, loss_type=loss_type)
+    kl_logps = None
+    if loss_type == "kto" and kl_hidden is not None and kl_targets is not None and kl_cu_seqlens is not None:
+        kl_bounds = _bounds("kl_cu_seqlens", kl_cu_seqlens, kl_hidden.shape[0])
+        with torch.no_grad():
+            kl_tokens = token_logprobs(
+                kl_hidden, weight, kl_targets, bias=bias, softcap=softcap, scale=scale, backend=backend
+            )
+        kl_logps = segment_sums(kl_tokens, kl_bounds)
+    like = ref_logps.new_empty(0, dtype=head.sum_dtype)
+    kl_B = log_ratios_of_pairs(kl_logps, ref_kl_logps, like, loss_type=loss_type)
+    z0 = reference_point(kl_B, reduce) if loss_type == "kto" else like.new_zeros(())
+    rows = len(bounds) - 1 if num_rows is None else num_rows
+    settings = _Settings(beta, desirable_weight, undesirable_weight, loss_type, rows)
+    loss, logps_B, entropy_N, mean_logits_N = _FusedLinearKTO.apply(
+        hidden,
+        weight,
+        bias,
+        head,
+        bounds,
+        labels,
+        ref_logps,
+        z0,
+        settings,
+        choose(backend, hidden.device),
+        wanted,
+        stats,
+    )
+    log_ratios_B = logps_B - ref_logps.detach().to(logps_B.dtype)
+    u_B = utilities(log_ratios_B, labels, z0, beta=beta, loss_type=loss_type)
+    return FusedKTO(loss, beta * log_ratios_B, logps_B, z0, kl_B, u_B, entropy_N, mean_logits_N)
+
+
+class _FusedLinearKTO(torch.autograd.Function):
+    """Forms the gradients in the forward, where the logits are; the backward scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        head: HeadInputs,
+        bounds: list[int],
+        labels_B: torch.Tensor,
+        ref_logps_B: torch.Tensor,
+        z0: torch.Tensor,
+        settings: _Settings,
+        backend: Backend,
+        wanted: Wanted,
+        stats: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        weights_B = row_weights(
+            labels_B,
+            desirable_weight=settings.desirable_weight,
+            undesirable_weight=settings.undesirable_weight,
+            dtype=head.sum_dtype,
+        )
+
+        def row_utilities(rows: slice, logps: torch.Tensor) -> torch.Tensor:
+            log_ratios = logps - ref_logps_B[rows].to(logps.dtype)
+            return utilities(log_ratios, labels_B[rows], z0, beta=settings.beta, loss_type=settings.loss_type)
+
+        def coefficients(rows: slice, logps: torch.Tensor) -> torch.Tensor:
+            u = row_utilities(rows, logps)
+            return logp_gradients(u, labels_B[rows], weights_B[rows], beta=settings.beta, num_rows=settings.num_rows)
+
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            if any(wanted):
+                out, grads = backend.forward_backward(head, bounds, coefficients, wanted, stats=stats)
+                ctx.save_for_backward(*grads)
+            else:
+                out = backend.forward(head, stats=stats, unit_dx=False)
+            logps_B = segment_sums(out.logps_N, bounds)
+            u_B = row_utilities(slice(None), logps_B)
+            loss = (weights_B * torch.sigmoid(-u_B)).sum() / settings.num_rows
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(logps_B, *(x for x in (out.entropy_N, out.mean_logits_N) if x is not None))
+        return loss, logps_B, out.entropy_N, out.mean_logits_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor | None, *_: None) -> tuple[torch.Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 12
+        grads = (None if x is None else (x * grad).to(x.dtype) for x in ctx.saved_tensors)
+        return *grads, *(None,) * 9
+
+
+def _bounds(name: str, cu_seqlens: Sequence[int] | torch.Tensor, positions: int) -> list[int]:
+    bounds = cu_seqlens.tolist() if isinstance(cu_seqlens, torch.Tensor) else list(cu_seqlens)
+    rising = all(a <= b for a, b in itertools.pairwise(bounds))
+    if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != positions or not rising:
+        expected = f"rising offsets from 0 to the {positions} scored positions"
+        raise InputError(name, bounds, expected, "Pass [0, n_1, n_1 + n_2, ...], one entry more than rows.")
+    return bounds
+
+
+def kto_of_token_stats(
+    stats: TokenStats,
+    cu_seqlens: Sequence[int],
+    labels: torch.Tensor,
+    ref_logps: torch.Tensor,
+    *,
+    kl_logps: torch.Tensor | None,
+    ref_kl_logps: torch.Tensor | None,
+    **loss: Any,
+) -> FusedKTO:
+    """`fused_linear_kto` for log-probs that came from several forwards or through the head's own module.
+
+    `kto_loss(row_sums(stats.logps), ...)`; the gradient flows through `stats.logps`. `loss`: as in `kto_loss`.
+    """
+    logps_B = segment_sums(stats.logps, cu_seqlens)
+    out = kto_loss(logps_B, ref_logps, labels, kl_logps=kl_logps, ref_kl_logps=ref_kl_logps, **loss)
+    return FusedKTO(out.loss, out.rewards, logps_B.detach(), *out[2:], stats.entropy, stats.mean_logits)

@@ -1,0 +1,212 @@
+"""The head against the oracle: every backend, ragged shapes, gradients always."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tolerance import assert_close
+
+from fastkto import oracle
+from fastkto.backends import BACKENDS, choose
+from fastkto.backends.tiles import TileBackend
+from fastkto.errors import InputError
+from fastkto.head import token_logprobs, token_stats
+
+CPU = torch.device("cpu")
+SERVING = [name for name, backend in BACKENDS.items() if backend.unavailable(CPU) is None]
+OPTIONS = [
+    {"bias": bias, "softcap": softcap, "scale": scale}
+    for bias, softcap, scale in itertools.product((False, True), (None, 5.0), (1.0, 0.25))
+]
+
+
+@pytest.fixture(params=SERVING)
+def backend(request):
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """Several tiles in every direction at test sizes, each tail included."""
+    monkeypatch.setattr(TileBackend, "rows", 5)
+    monkeypatch.setattr(TileBackend, "columns", 7)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Uninitialised memory is NaN: a kernel that reads what it did not write shows."""
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def case(n, d, v, dtype=torch.float32, bias=False, seed=0, spread=1.0):
+    torch.manual_seed(seed)
+    hidden = torch.randn(n, d, dtype=dtype) * spread
+    weight = torch.randn(v, d, dtype=dtype)
+    targets = torch.randint(0, v, (n,))
+    return hidden, weight, targets, (torch.randn(v, dtype=dtype) if bias else None)
+
+
+def gradients(function, inputs, upstream):
+    leaves = [None if x is None else x.clone().requires_grad_() for x in inputs]
+    out = function(*leaves)
+    out.backward(upstream.to(out.dtype))
+    return out.detach(), [None if x is None else x.grad for x in leaves]
+
+
+def compare(backend, hidden, weight, targets, bias, softcap, scale):
+    upstream = torch.linspace(-1, 2, hidden.shape[0])
+
+    def ours(h, w, b):
+        return token_logprobs(h, w, targets, bias=b, softcap=softcap, scale=scale, backend=backend)
+
+    def reference(h, w, b):
+        return oracle.token_logprobs(h, w, targets, bias=b, softcap=softcap, scale=scale)
+
+    inputs = (hidden, weight, bias)
+    ours_out, ours_grads = gradients(ours, inputs, upstream)
+    torch_out, torch_grads = gradients(reference, inputs, upstream)
+    wide = tuple(None if x is None else x.double() for x in inputs)
+    oracle_out, oracle_grads = gradients(reference, wide, upstream)
+    assert_close(ours_out, oracle_out, torch_out, name="logps")
+    for name, g, o, t in zip(("hidden", "weight", "bias"), ours_grads, oracle_grads, torch_grads, strict=True):
+        if g is not None:
+            assert_close(g, o, t, name=f"d {name}")
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 11), (5, 16, 14), (13, 9, 50)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_equals_the_oracle(backend, shape, dtype, options):
+    hidden, weight, targets, bias = case(*shape, dtype=dtype, bias=options["bias"])
+    compare(backend, hidden, weight, targets, bias, options["softcap"], options["scale"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(0, 17), d=st.integers(1, 9), v=st.integers(1, 40), seed=st.integers(0, 99), ignored=st.integers(0, 17)
+)
+def test_equals_the_oracle_on_any_shape(n, d, v, seed, ignored):
+    for name in SERVING:
+        hidden, weight, targets, bias = case(n, d, v, bias=seed % 2 == 0, seed=seed)
+        targets[:ignored] = -100
+        compare(name, hidden, weight, targets, bias, 3.0 if seed % 3 == 0 else None, 1.5)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_frozen_weight_forms_the_same_gradient_in_the_forward(backend, options):
+    hidden, weight, targets, bias = case(12, 8, 30, bias=options["bias"])
+    targets[3] = -100
+    frozen, trained = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
+    kwargs = {"softcap": options["softcap"], "scale": options["scale"], "backend": backend}
+    upstream = torch.linspace(-1, 1, 12)
+    token_logprobs(frozen, weight, targets, bias=bias, **kwargs).backward(upstream)
+    token_logprobs(trained, weight.clone().requires_grad_(), targets, bias=bias, **kwargs).backward(upstream)
+    assert weight.grad is None
+    assert_close(frozen.grad, trained.grad, name="d hidden")
+
+
+def test_fp64_gradcheck(backend):
+    hidden, weight, targets, bias = case(6, 4, 15, dtype=torch.float64, bias=True)
+    targets[2] = -100
+    leaves = [x.requires_grad_() for x in (hidden, weight, bias)]
+    for function in (oracle.token_logprobs, lambda *a, **k: token_logprobs(*a, **k, backend=backend)):
+        assert torch.autograd.gradcheck(
+            lambda h, w, b, f=function: f(h, w, targets, bias=b, softcap=4.0, scale=0.5), leaves
+        )
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_entropy_and_mean_logit(backend, options):
+    hidden, weight, targets, bias = case(11, 6, 23, dtype=torch.float64, bias=options["bias"])
+    head = {"softcap": options["softcap"], "scale": options["scale"]}
+    stats = token_stats(hidden, weight, targets, bias=bias, backend=backend, **head)
+    z = oracle.logits(hidden, weight, bias=bias, **head)
+    assert_close(stats.entropy, oracle.token_entropy(z), name="entropy")
+    assert_close(stats.mean_logits, z.mean(1), name="mean logit")
+    assert torch.equal(stats.logps, token_logprobs(hidden, weight, targets, bias=bias, backend=backend, **head))
+
+
+@pytest.mark.parametrize("shift", [-300.0, 300.0])
+def test_large_and_all_negative_logits(backend, shift):
+    hidden, weight, targets, _ = case(9, 8, 21, spread=20.0)
+    bias = torch.full((21,), shift)
+    compare(backend, hidden, weight, targets, bias, None, 1.0)
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_bad_position_stays_alone(backend, poison):
+    hidden, weight, targets, _ = case(9, 8, 21)
+    clean = token_logprobs(hidden, weight, targets, backend=backend)
+    hidden[4, 2] = poison
+    logps = token_logprobs(hidden.requires_grad_(), weight, targets, backend=backend)
+    assert logps[4].isnan()
+    others = [i for i in range(9) if i != 4]
+    assert torch.equal(logps[others], clean[others])
+    logps.sum().backward()
+    assert hidden.grad[4].isnan().any()
+    assert hidden.grad[others].isfinite().all()
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_nothing_scored_stays_differentiable(backend, frozen):
+    for n in (0, 4):
+        hidden, weight, _, _ = case(n, 8, 21)
+        hidden.requires_grad_()
+        weight.requires_grad_(not frozen)
+        token_logprobs(hidden, weight, torch.full((n,), -100), backend=backend).sum().backward()
+        assert torch.equal(hidden.grad, torch.zeros(n, 8))
+        assert frozen or torch.equal(weight.grad, torch.zeros(21, 8))
+
+
+def test_bitwise_reruns_and_retained_graphs(backend):
+    hidden, weight, targets, _ = case(17, 8, 50)
+    leaves = [hidden.requires_grad_(), weight.requires_grad_()]
+    runs = []
+    for _ in range(2):
+        logps = token_logprobs(*leaves, targets, backend=backend)
+        first = torch.autograd.grad(logps.sum(), leaves, retain_graph=True)
+        second = torch.autograd.grad(logps.sum(), leaves)
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+        runs.append((logps, *first))
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_autocast_sets_the_gemm_dtype_and_keeps_the_log_probs_in_float32(backend):
+    hidden, weight, targets, _ = case(12, 64, 200)
+    leaves = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logps = token_logprobs(*leaves, targets, backend=backend)
+    rounded = oracle.token_logprobs(hidden.bfloat16().double(), weight.bfloat16().double(), targets)
+    assert logps.dtype == torch.float32
+    assert_close(logps, rounded, name="logps of the rounded operands, not of rounded logits")
+    logps.sum().backward()
+    assert leaves[0].grad.dtype == leaves[1].grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"hidden": torch.zeros(2, 3, 4)}, "hidden"),
+        ({"weight": torch.zeros(5, 3)}, "weight"),
+        ({"weight": torch.zeros(5, 4, dtype=torch.int8)}, "weight"),
+        ({"bias": torch.zeros(4)}, "bias"),
+        ({"targets": torch.zeros(2, dtype=torch.int32)}, "targets"),
+        ({"targets": torch.tensor([0, 5, 1])}, "targets"),
+        ({"targets": torch.tensor([0, -1, 1])}, "targets"),
+        ({"softcap": 0.0}, "softcap"),
+        ({"backend": "cutlass"}, "backend"),
+    ],
+)
+def test_bad_arguments_are_named(change, names):
+    arguments = {"hidden": torch.zeros(3, 4), "weight": torch.zeros(5, 4), "targets": torch.zeros(3, dtype=torch.int64)}
+    with pytest.raises(InputError, match=f"^{names}: got .* expected "):
+        token_logprobs(**{**arguments, **change})
+
+
+def test_auto_takes_the_first_backend_that_serves():
+    assert choose("auto", CPU).name == SERVING[0]
