@@ -11,6 +11,10 @@ class InputError(ValueError):
         self.argument, self.value, self.expected, self.fix = argument, value, expected, fix
         super().__init__(f"{argument}: got {_short(value)}, expected {expected}. {fix}")
 
+    def __reduce__(self) -> tuple[type, tuple[str, object, str, str]]:
+        """Survive the trip from a worker process."""
+        return type(self), (self.argument, self.value, self.expected, self.fix)
+
 
 class MissingExtra(ImportError):
     """An optional package is absent: names it and the command that installs it."""
