@@ -1,0 +1,55 @@
+"""The command line: `fastkto COMMAND ...`. A command's module is imported when the command is run."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from fastkto import __version__
+from fastkto.cli.failures import explain
+from fastkto.cli.strict import UsageError, nearest
+
+COMMANDS = {
+    "train": "train a model from a YAML file, flags, or both",
+    "data": "show what a data file would train on; trains nothing",
+    "doctor": "versions, devices, backends, and a check against the oracle",
+    "merge": "merge a LoRA adapter into its base model",
+    "report": "draw a run's metrics as report.png",
+}
+
+HELP = f"""usage: fastkto COMMAND ...
+
+KTO training on thumbs-up / thumbs-down feedback.
+
+commands:
+{"".join(f"  {name:<8} {summary}{chr(10)}" for name, summary in COMMANDS.items())}
+options:
+  -h, --help     this text; `fastkto COMMAND --help` shows a command's options
+  --version      the version
+
+example:
+  fastkto train config.yaml --learning_rate 5e-7"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code: 0, 1 for input that cannot be used, 2 for a wrong command line.
+
+    What the user can mend is one message on stderr. A bug keeps its traceback, and FASTKTO_DEBUG=1 shows every one.
+    """
+    command, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in ("-h", "--help", "--version"):
+        print(f"fastkto {__version__}" if command == "--version" else HELP)
+        return 0
+    if command not in COMMANDS:
+        print(f"fastkto: unknown command {command!r}{nearest(command, COMMANDS)}. See: fastkto --help", file=sys.stderr)
+        return 2
+    try:
+        return importlib.import_module(f"fastkto.cli.{command}").run(rest)
+    except SystemExit as stop:  # argparse, after it has printed --help
+        return stop.code if isinstance(stop.code, int) else 0
+    except Exception as error:
+        message = explain(error)
+        if message is None or os.environ.get("FASTKTO_DEBUG") == "1":
+            raise
+        print(f"fastkto {command}: {message}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1

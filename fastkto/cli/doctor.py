@@ -1,0 +1,101 @@
+"""`fastkto doctor`: what is here, what will be used and why, and whether it computes what the oracle computes."""
+
+import importlib.metadata
+import json
+import math
+import platform
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import fastkto
+from fastkto.cli.strict import StrictParser
+
+PACKAGES = ("torch", "triton", "transformers", "accelerate", "datasets", "peft", "bitsandbytes", "flash-attn", "trl")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Print the findings; 1 if a check against the oracle fails."""
+    description = "Versions, devices, backends of the head, and a check of head and loss against the oracle."
+    parser = StrictParser(prog="fastkto doctor", description=description)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    found = examine(with_progress=not (as_json := parser.parse_all(argv).json))
+    if as_json:
+        print(json.dumps(found, indent=2))
+    return 0 if found["ok"] else 1
+
+
+def examine(*, with_progress: bool) -> dict[str, Any]:
+    """All findings; with progress each is printed as it is made."""
+    import torch
+
+    from fastkto.cli.selfcheck import self_check
+
+    show = print if with_progress else lambda *_: None
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    found: dict[str, Any] = {"versions": versions(), "device": describe_device(device), "backends": backends(device)}
+    for name, version in found["versions"].items():
+        show(f"{name:<14}{version or 'not installed'}")
+    show()
+    for name, value in found["device"].items():
+        show(f"{name:<14}{value}")
+    show("\nbackends of the LM head, the preferred first:")
+    for backend in found["backends"]:
+        show(f"  {backend['name']:<12}{backend['why']}")
+    show("\nhead, loss and gradients against the oracle: error / allowed, where it comes nearest to its bound")
+    start, checks = time.monotonic(), []
+    for result in self_check(device):
+        error = result.error if math.isfinite(result.error) else None  # JSON has no infinity
+        checks.append(result._asdict() | {"error": error})
+        verdict = "OK  " if result.ok else "FAIL"
+        show(f"  {verdict} {result.name:<32}{result.error:.1e} / {result.allowed:.1e}  {result.value}")
+    found["checks"], found["ok"] = checks, all(check["ok"] for check in checks)
+    show(f"\n{'all OK' if found['ok'] else 'FAILED: do not train here'} ({time.monotonic() - start:.1f} s)")
+    return found
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python, this package and what it works with; None for what is not installed."""
+    installed: dict[str, str | None] = {"python": platform.python_version(), "fastkto": fastkto.__version__}
+    for package in PACKAGES:
+        try:
+            installed[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            installed[package] = None
+    return installed
+
+
+def describe_device(device: Any) -> dict[str, str]:
+    """The device that training uses, and the precision that `KTOConfig` chooses on it."""
+    import torch
+
+    from fastkto.cli.selfcheck import usable_dtypes
+    from fastkto.config import KTOConfig
+
+    if device.type == "cuda":
+        each = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        names = "; ".join(f"{p.name}, sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB" for p in each)
+    elif device.type == "cpu":
+        names = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    else:
+        names = str(torch.accelerator.device_count())
+    autocast = KTOConfig(output_dir=None).bf16
+    return {
+        "device": f"{device.type} ({names})",
+        "dtypes": ", ".join(str(dtype).removeprefix("torch.") for dtype in usable_dtypes(device)),
+        "computes in": "bfloat16 autocast over float32 weights"
+        if autocast
+        else "float32 (bf16 is off by default here)",
+    }
+
+
+def backends(device: Any) -> list[dict[str, Any]]:
+    """Each backend of the head: whether "auto" takes it on this device, and why or why not."""
+    from fastkto.backends import BACKENDS, choose
+
+    chosen, found = choose("auto", device).name, []
+    for name, backend in BACKENDS.items():
+        reason = backend.unavailable(device)
+        served = "used: the first that serves this device" if name == chosen else "serves this device too"
+        found.append({"name": name, "available": reason is None, "chosen": name == chosen, "why": reason or served})
+    return found

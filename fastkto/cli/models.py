@@ -1,0 +1,47 @@
+"""The model and the tokenizer that a command line names."""
+
+from pathlib import Path
+
+from jinja2 import TemplateError, TemplateSyntaxError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from fastkto.encoding import read_chat_template
+from fastkto.errors import InputError
+
+
+def model_source(name: str | None, argument: str = "model_name_or_path") -> str:
+    """The folder or Hub id of a model, its ~ expanded."""
+    if not name:
+        raise InputError(argument, name, "the folder or Hub id of a model", f"Give it with --{argument}.")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+            raise InputError(argument, name, "a whole model, not an adapter", "Merge it first with `fastkto merge`.")
+        return str(path)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(argument, name, "a folder that exists, or a Hub id", f"Looked in {Path.cwd()}.")
+    return name
+
+
+def load_tokenizer(
+    name: str, chat_template: str | None, revision: str = "main", trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with the chat template of a Jinja file in place of its own."""
+    template = read_chat_template(chat_template)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            "model", name, "a model whose tokenizer can be loaded", f"transformers says: {error}"
+        ) from error
+    if template is None:
+        return tokenizer
+    tokenizer.chat_template = template
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
+    except TemplateSyntaxError as error:
+        where = f"chat_template {chat_template} line {error.lineno}"
+        raise InputError(where, error.message, "a valid Jinja template", "Correct the template.") from error
+    except TemplateError:
+        pass  # a template may refuse this conversation and take those of the data
+    return tokenizer

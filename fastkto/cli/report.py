@@ -1,0 +1,17 @@
+"""`fastkto report`: a run's metrics as one picture."""
+
+from collections.abc import Sequence
+
+from fastkto.cli.strict import StrictParser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Draw `report.png` in the run's folder and print its path."""
+    parser = StrictParser(prog="fastkto report", description="Draw RUN_DIR/metrics.jsonl as RUN_DIR/report.png.")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="output directory of a training run")
+    arguments = parser.parse_all(argv)
+
+    from fastkto.report import report
+
+    print(report(arguments.run_dir))
+    return 0

@@ -1,0 +1,126 @@
+"""`fastkto train`: a YAML file and flags to a trained model."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastkto.cli.yaml_config import read_config
+from fastkto.errors import InputError
+
+if TYPE_CHECKING:
+    from fastkto.cli.arguments import DataArguments, ModelArguments
+    from fastkto.config import KTOConfig
+    from fastkto.rows import RowOptions
+    from fastkto.trainer import KTOTrainer
+
+USAGE = "fastkto train [config.yaml] [--FIELD VALUE ...]"
+DESCRIPTION = """Train a language model with KTO. The YAML file, first or after --config, holds `field: value` lines; a
+flag overrides its line. Files written for `trl kto --config` are read as they are."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parse, check everything that can be checked, then train and save."""
+    path, flags = split_config(list(argv))
+    settings = {} if path is None else read_config(path)
+    if (env := settings.pop("env", None)) is not None:
+        if not isinstance(env.value, dict):
+            raise InputError(env.where, env.value, "a mapping of environment variables", "Write `NAME: value` lines.")
+        os.environ.update({str(name): str(value) for name, value in env.value.items()})
+
+    from fastkto.cli.arguments import DataArguments, LaunchArguments, ModelArguments
+    from fastkto.cli.launch import launch
+    from fastkto.cli.parsing import DataclassParser, build
+    from fastkto.config import KTOConfig
+    from fastkto.rows import RowOptions
+
+    classes = (DataArguments, RowOptions, ModelArguments, KTOConfig, LaunchArguments)
+    parser = DataclassParser(*classes, prog="fastkto train", usage=USAGE, description=DESCRIPTION)
+    values = parser.read(flags, settings)
+    if launch(build(LaunchArguments, values), argv):
+        return 0
+    trainer = set_up(
+        build(DataArguments, values), build(RowOptions, values), build(ModelArguments, values), build(KTOConfig, values)
+    )
+    train(trainer)
+    return 0
+
+
+def split_config(argv: list[str]) -> tuple[str | None, list[str]]:
+    """The YAML file, given first or as --config, and the flags."""
+    from fastkto.cli.strict import StrictParser, UsageError
+
+    path = argv.pop(0) if argv and not argv[0].startswith("-") else None
+    config = StrictParser(prog="fastkto train", usage=USAGE, add_help=False)
+    config.add_argument("--config")
+    known, flags = config.parse_known_args(argv)
+    if path is not None and known.config is not None:
+        raise UsageError(f"two config files, {path!r} and {known.config!r}: give one")
+    return path or known.config, flags
+
+
+def set_up(data: "DataArguments", options: "RowOptions", model: "ModelArguments", config: "KTOConfig") -> "KTOTrainer":
+    """The trainer, from arguments that have been found usable in this order; nothing is written before."""
+    from fastkto.cli.mixture import read_splits
+    from fastkto.cli.models import load_tokenizer, model_source
+    from fastkto.cli.peft_options import peft_config, quantization_config
+    from fastkto.rows import normalise
+    from fastkto.trainer import KTOTrainer
+
+    name = model_source(model.model_name_or_path)
+    config.resume_from_checkpoint = checkpoint(config)
+    given = config.model_init_kwargs or {}
+    if isinstance(given, str):
+        raise InputError("model_init_kwargs", given, "a mapping", "On the command line write it as JSON.")
+    config.model_init_kwargs = {
+        "revision": model.model_revision,
+        "trust_remote_code": config.trust_remote_code,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **given,
+    }
+    adapter, quantization = peft_config(model), quantization_config(model, config.device.type)
+    tokenizer = load_tokenizer(name, data.chat_template, model.model_revision, config.trust_remote_code)
+    train_rows, eval_rows = read_splits(data, evaluate=config.eval_strategy != "no", seed=config.seed)
+    return KTOTrainer(
+        model=name,
+        args=config,
+        train_dataset=normalise(train_rows, options),
+        eval_dataset=None if eval_rows is None else normalise(eval_rows, options, dataset_name="eval"),
+        processing_class=tokenizer,
+        quantization_config=quantization,
+        peft_config=adapter,
+    )
+
+
+def train(trainer: "KTOTrainer") -> None:
+    """Train, save, push where asked, and end the process group."""
+    config = trainer.args
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer.save_model(config.output_dir)
+    trainer.accelerator.print(f"Trained {trainer.state.global_step} steps. The model is in {config.output_dir}.")
+    if config.push_to_hub:
+        trainer.push_to_hub()
+    if hasattr(trainer, "end"):  # transformers >= 5.18
+        trainer.end()
+
+
+def checkpoint(config: "KTOConfig") -> str | None:
+    """The folder to resume from; `true` means the newest checkpoint in the output directory."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    asked = config.resume_from_checkpoint
+    if asked is None or str(asked).lower() in ("false", "no", "none"):
+        return None
+    folder = str(asked)
+    if folder.lower() in ("true", "yes"):
+        output_dir = config.output_dir or ""
+        last = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
+        if last is None:
+            fix = "Leave resume_from_checkpoint out to start anew."
+            raise InputError("resume_from_checkpoint", asked, f"a checkpoint-* folder in {output_dir}", fix)
+        return last
+    if not (Path(folder) / "trainer_state.json").is_file():
+        fix = "Name a checkpoint-* folder of an output directory."
+        raise InputError("resume_from_checkpoint", folder, "a folder that the Trainer saved as a checkpoint", fix)
+    return folder

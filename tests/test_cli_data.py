@@ -1,0 +1,58 @@
+"""`fastkto data`: what it shows, and that what it passes trains."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny import tiny_llama, tiny_tokenizer
+
+from fastkto.cli import main
+
+ROWS = [{"prompt": f"Say {i}.", "completion": f" It is {i}.", "label": i % 3 == 0} for i in range(12)]
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_llama().save_pretrained("model")
+    tiny_tokenizer().save_pretrained("model")
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+
+
+def test_shows_rows_and_counts_and_writes_nothing(workplace, capsys):
+    before = sorted(Path.cwd().rglob("*"))
+    assert main(["data", "rows.jsonl", "--model", "model", "--per_device_train_batch_size", "4"]) == 0
+    shown = capsys.readouterr().out
+    assert "4 desirable, 8 undesirable" in shown
+    assert shown.count("scored") == 3
+    assert "micro-batches of 4" in shown
+    assert sorted(Path.cwd().rglob("*")) == before
+
+
+def test_options_reach_the_preview(workplace, capsys):
+    Path("votes.jsonl").write_text("".join(json.dumps({**row, "label": i % 5}) + "\n" for i, row in enumerate(ROWS)))
+    argv = ["data", "votes.jsonl", "--model", "model", "--label_threshold", "3", "--max_length", "10"]
+    assert main([*argv, "--desirable_weight", "auto"]) == 0
+    shown = capsys.readouterr().out
+    assert "4 desirable, 8 undesirable" in shown
+    assert "max_length=10" in shown
+    assert "desirable_weight=2" in shown
+
+
+def test_what_it_passes_trains_with_the_same_options(workplace, capsys):
+    options = ["--per_device_train_batch_size", "5", "--max_length", "12", "--seed", "7"]
+    assert main(["data", "rows.jsonl", "--model", "model", *options]) == 0
+    train = "train --model_name_or_path model --dataset_name rows.jsonl --output_dir out --use_cpu --max_steps 3"
+    assert main([*train.split(), *options, "--save_strategy", "no"]) == 0
+
+
+def test_errors_are_those_of_training(workplace, capsys):
+    one_prompt = [{**row, "prompt": "Say it."} for row in ROWS]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in one_prompt))
+    assert main(["data", "rows.jsonl", "--model", "model"]) == 1
+    shown = capsys.readouterr().err.splitlines()[-1]
+    train = "train --model_name_or_path model --dataset_name rows.jsonl --output_dir out --use_cpu"
+    assert main(train.split()) == 1
+    trained = capsys.readouterr().err.splitlines()[-1]
+    assert shown.removeprefix("fastkto data: ") == trained.removeprefix("fastkto train: ")
+    assert not Path("out").exists()
