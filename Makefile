@@ -8,7 +8,7 @@ PY     := $(VENV)/bin/python
 JOBS   ?= 2
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo demo-imbalanced test test-slow lint types floors pytest install package clean
+.PHONY: help demo demo-imbalanced test test-slow lint types floors pytest install sanitize package clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -38,6 +38,12 @@ test-slow: $(VENV)/.dev $(VENV)/.demo  ## the tests that take minutes each, one 
 	HF_HUB_OFFLINE=1 $(PY) -m pytest -m slow
 
 install: $(VENV)/.dev  ## the development environment only
+
+sanitize: $(VENV)/.dev  ## the native head's tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	FASTKTO_SANITIZE=1 $(PY) setup.py -q build --build-base build/sanitize
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 PYTHONPATH=$$(ls -d build/sanitize/lib*) \
+	  $(VENV)/bin/pytest tests/test_native.py
 
 package: $(VENV)/.dev  ## wheel and sdist into dist/
 	$(PY) -m build --no-isolation

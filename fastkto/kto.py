@@ -194,7 +194,9 @@ class _FusedLinearKTO(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor | None, *_: None) -> tuple[torch.Tensor | None, ...]:
         if grad is None:
             return (None,) * 12
-        grads = (None if x is None else (x * grad).to(x.dtype) for x in ctx.saved_tensors)
+        grads: Any = ctx.saved_tensors
+        if grad.device.type != "cpu" or grad.item() != 1:  # to look would make a GPU wait
+            grads = [None if x is None else (x * grad).to(x.dtype) for x in grads]
         return *grads, *(None,) * 9
 
 

@@ -210,3 +210,13 @@ def test_bad_arguments_are_named(change, names):
 
 def test_auto_takes_the_first_backend_that_serves():
     assert choose("auto", CPU).name == SERVING[0]
+
+
+def test_a_stretch_of_the_vocabulary_that_is_ruled_out(backend):
+    """Logits of -inf over whole tiles, as a bias that masks padding tokens gives."""
+    hidden, weight, targets, _ = case(9, 8, 30, dtype=torch.float64)
+    bias = torch.zeros(30, dtype=torch.float64)
+    bias[:16] = -torch.inf
+    targets = 16 + targets % 14
+    ours = token_logprobs(hidden, weight, targets, bias=bias, backend=backend)
+    assert_close(ours, oracle.token_logprobs(hidden, weight, targets, bias=bias))

@@ -101,9 +101,10 @@ def test_equals_the_oracle_on_any_lengths(lengths, block, seed):
         assert_close(ours.kl + inputs["ref_kl_logps"], kl_logps, name="KL logps")
         at_ours = {"ref_logps": logps - ours.rewards / LOSS["beta"], "ref_kl_logps": kl_logps - ours.kl}
         same, oracle_grads = run(oracle.linear_kto, {**inputs, **at_ours}, ("hidden", "weight"), **LOSS)
-        assert_close(ours.loss, same.loss, name="loss")
+        condition = 1 + same.utilities.abs().max().item()  # loss and gradient are functions of exp(u)
+        assert_close(ours.loss, same.loss, name="loss", condition=condition)
         for name, grad in grads.items():
-            assert_close(grad, oracle_grads[name], name=f"d {name}")
+            assert_close(grad, oracle_grads[name], name=f"d {name}", condition=condition)
 
 
 @pytest.mark.parametrize("backend", SERVING)

@@ -3,10 +3,11 @@
 import torch
 
 from fastkto.backends.base import Backend
+from fastkto.backends.native import NativeBackend
 from fastkto.backends.tiles import TileBackend
 from fastkto.errors import InputError
 
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (TileBackend(),)}
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (NativeBackend(), TileBackend())}
 """By name, the preferred first."""
 
 

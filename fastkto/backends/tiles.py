@@ -146,8 +146,9 @@ class TileBackend:
     def fold(self, tile: torch.Tensor, targets: torch.Tensor, start: int, folded: Folded, part: slice) -> None:
         """Take a tile of logits, columns [start, start + width), into the running statistics of `part`."""
         maximum = torch.maximum(folded.max_N[part], tile.amax(1))
-        rescale = (folded.max_N[part] - maximum).exp()
-        exponentials = (tile - maximum[:, None]).exp_()
+        shift = maximum.masked_fill(maximum == -torch.inf, 0.0)  # no finite logit yet: exp(-inf), not exp(-inf + inf)
+        rescale = (folded.max_N[part] - shift).exp()
+        exponentials = (tile - shift[:, None]).exp_()
         folded.sum_N[part] = folded.sum_N[part] * rescale + exponentials.sum(1)
         folded.max_N[part] = maximum
         here = (targets >= start) & (targets < start + tile.shape[1])

@@ -1,0 +1,250 @@
+"""The head on a CPU: a cache-sized tile of the GEMM on each thread, and the C++ passes of `csrc/` while it is hot.
+
+Scratch is at most 64 MiB whatever N and V; beside it only 16-bit inputs need more, the float32 sums behind dX and, in
+`forward_backward`, dW. `forward_backward` with W trained keeps the logits of one block of rows, `block_bytes`.
+float64, which serves checks, takes the passes of the tiles backend.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from fastkto.backends.base import Coefficients, HeadGradients, HeadInputs, HeadOutputs, Wanted
+from fastkto.backends.native_ops import (
+    Columns,
+    Statistics,
+    cache_bytes,
+    fold,
+    gradient,
+    groups,
+    load,
+    matrix,
+    padded,
+    widened,
+)
+from fastkto.backends.tiles import TileBackend, cast, concatenate, logit_slope, operand, row_blocks, spread
+
+MIB = 1 << 20
+SCRATCH = 32 * MIB  # for the tiles of all threads together
+
+
+class Tiling(NamedTuple):
+    """The pieces a head call is cut into. Only `columns` enters the order of a sum that logps depend on."""
+
+    rows: int
+    columns: int
+    group: int
+    """Columns whose logits are kept at once, between the fold and the GEMMs of the gradient."""
+    span: int
+    """Columns whose weights are taken at once where no logits are kept."""
+
+
+class NativeBackend(TileBackend):
+    """C++ on tiles, for CPUs."""
+
+    name = "native"
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """Not a CPU, or why the library is not there."""
+        return f"it serves CPUs, not {device.type}" if device.type != "cpu" else load()
+
+    def tiling(self, head: HeadInputs) -> Tiling:
+        """From the caches of this machine: a tile fills the second level, a group of tiles half of the third."""
+        vocabulary, depth = head.weight_VD.shape
+        rows = min(1024, max(128, 8 * MIB // (4 * depth)))
+        columns = max(128, cache_bytes(2) // (4 * rows) // 128 * 128)
+        if widened(head):
+            columns = min(columns, max(16, 16 * MIB // (4 * depth) // 16 * 16))
+        rows = max(128, min(rows, SCRATCH // (4 * columns * torch.get_num_threads())))
+        group = min(16 * MIB, cache_bytes(3) // 2) // (4 * rows * columns)
+        span = max(64, 4 * torch.get_num_threads())
+        if widened(head):
+            group, span = (min(tiles, 16 * MIB // (4 * depth * columns)) for tiles in (group, span))
+        return Tiling(rows, columns, *(min(vocabulary, max(1, tiles) * columns) for tiles in (group, span)))
+
+    def forward(self, head: HeadInputs, *, stats: bool, unit_dx: bool) -> HeadOutputs:
+        """A GEMM and a pass for each tile; with `unit_dx` two of each, the sum rescaled as the maximum grows."""
+        if head.sum_dtype == torch.float64:
+            return super().forward(head, stats=stats, unit_dx=unit_dx)
+        if not unit_dx:
+            return self._forward(head, stats=stats)
+        out, unit_ND = self._forward_with_unit_dx(head, stats=stats)
+        return out._replace(unit_dx_ND=cast(unit_ND, head.hidden_ND))
+
+    def backward(self, head: HeadInputs, lse_N: torch.Tensor, grad_N: torch.Tensor, wanted: Wanted) -> HeadGradients:
+        """Recompute each tile, turn it into the gradient in place, two GEMMs into float32 sums."""
+        if head.sum_dtype == torch.float64:
+            return super().backward(head, lse_N, grad_N, wanted)
+        dtype = head.weight_VD.dtype if wanted.weight else torch.float32
+        sums = Sums.new(head, wanted, weight_dtype=dtype)
+        self._accumulate(head, lse_N, grad_N.float().masked_fill(head.targets_N == -100, 0.0), sums)
+        return sums.gradients(head)
+
+    def forward_backward(
+        self,
+        head: HeadInputs,
+        cu_seqlens: Sequence[int],
+        coefficients: Coefficients,
+        wanted: Wanted,
+        *,
+        stats: bool,
+    ) -> tuple[HeadOutputs, HeadGradients]:
+        """W trained: blocks of whole rows keep their logits (6 NDV). W frozen: the unscaled dX, scaled (4 NDV)."""
+        if head.sum_dtype == torch.float64:
+            return super().forward_backward(head, cu_seqlens, coefficients, wanted, stats=stats)
+        if not (wanted.weight or wanted.bias):
+            out, unit_ND = self._forward_with_unit_dx(head, stats=stats)
+            grad_N = upstream(head, cu_seqlens, slice(0, len(cu_seqlens) - 1), coefficients, out.logps_N)
+            return out, HeadGradients(cast(unit_ND.mul_(grad_N[:, None]), head.hidden_ND), None, None)
+        sums, outputs = Sums.new(head, wanted, weight_dtype=torch.float32), []
+        most = min(self._block_positions(head), 4 * self.tiling(head).rows)
+        blocks = list(row_blocks(cu_seqlens, most))
+        sizes = [cu_seqlens[last] - cu_seqlens[first] for first, last in blocks]
+        buffer = torch.empty(max((padded(n) for n in sizes if n <= most), default=0) * head.weight_VD.shape[0])
+        for (first, last), size in zip(blocks, sizes, strict=True):
+            begin = cu_seqlens[first]
+            block, kept = head.rows(begin, begin + size), buffer if size <= most else None
+            out = self._forward(block, stats=stats, kept=kept)
+            grad_N = upstream(block, cu_seqlens[first : last + 1], slice(first, last), coefficients, out.logps_N)
+            self._accumulate(block, out.lse_N, grad_N, sums.rows(begin, begin + size), kept=kept, fresh=begin == 0)
+            outputs.append(out)
+        return concatenate(outputs, head, stats=stats), sums.gradients(head)
+
+    def _forward(self, head: HeadInputs, *, stats: bool, kept: torch.Tensor | None = None) -> HeadOutputs:
+        """With `kept`, the bare products stay there: one group of columns behind the other."""
+        tiling, statistics = self.tiling(head), Statistics(head.hidden_ND.shape[0])
+        parts = positions(head, tiling.rows if kept is None else None)
+        tile = largest(parts) * min(tiling.columns, head.weight_VD.shape[0])
+        workers = max(1, min(torch.get_num_threads(), SCRATCH // (4 * max(1, tile))))
+        scratch = torch.empty(tile * workers) if kept is None else kept
+        for columns in groups(head, tiling.span if kept is None else tiling.group):
+            for part in parts:
+                logits = scratch if kept is None else matrix(kept, padded(size_of(part)), columns, columns.start)
+                fold(head, part, columns, tiling.columns, statistics, logits, stats=stats, keep=kept is not None)
+        return statistics.finish(head, stats=stats)
+
+    def _forward_with_unit_dx(self, head: HeadInputs, *, stats: bool) -> tuple[HeadOutputs, torch.Tensor]:
+        """d logp / d hidden = slope[y] W[y] - (sum_v exp(z_v - max) slope[v] W[v]) / sum, in float32."""
+        tiling, statistics = self.tiling(head), Statistics(head.hidden_ND.shape[0])
+        parts = positions(head, tiling.rows)
+        unit_ND = torch.empty(head.hidden_ND.shape)
+        buffer = torch.empty(largest(parts) * tiling.group)
+        for columns in groups(head, tiling.group):
+            for part in parts:
+                before, after = statistics.max_N[part].clone(), statistics.max_N[part]
+                logits = matrix(buffer, padded(size_of(part)), columns)
+                fold(head, part, columns, tiling.columns, statistics, logits, stats=stats, keep=True)
+                if columns.start > 0 and not torch.equal(before, after):
+                    unit_ND[part] *= torch.where(before == after, 1.0, (before - after).exp()).float()[:, None]
+                anchor = after.masked_fill(after == -torch.inf, 0.0).float()
+                none, minus = torch.full_like(head.targets_N[part], -1), torch.full_like(anchor, -1.0)
+                products = head.hidden_ND[part], columns, tiling.columns
+                gradient(head, none, *products, anchor, minus, logits, recompute=False)
+                add_product(unit_ND[part], logits[: size_of(part)], columns.weight_CD, fresh=columns.start == 0)
+        for part in parts:
+            ignored = head.targets_N[part] == -100
+            slope = logit_slope(statistics.target_N[part].float()[:, None], head)
+            own = operand(head.weight_VD[head.targets_N[part].clamp(min=0)], head).mul(slope)
+            sums = statistics.sum_N[part].float()[:, None]
+            unit_ND[part].div_(sums).neg_().add_(own).masked_fill_(ignored[:, None], 0.0)
+        return statistics.finish(head, stats=stats), unit_ND
+
+    def _accumulate(
+        self,
+        head: HeadInputs,
+        lse_N: torch.Tensor,
+        grad_N: torch.Tensor,
+        sums: "Sums",
+        *,
+        kept: torch.Tensor | None = None,
+        fresh: bool = True,
+    ) -> None:
+        """Gradients of `(grad * logps).sum()` into dX, and into dW and db, which are added to unless `fresh`."""
+        tiling = self.tiling(head)
+        parts = positions(head, tiling.rows if kept is None else None)
+        buffer = torch.empty(largest(parts) * tiling.group) if kept is None else kept
+        for columns in groups(head, tiling.group):
+            dw, db = sums.columns(columns)
+            dw_sum = dw if dw is None or dw.dtype == torch.float32 else torch.empty(dw.shape)
+            for part in parts:
+                hidden, first = operand(head.hidden_ND[part], head), fresh and part.start == 0
+                logits = matrix(buffer, padded(size_of(part)), columns, 0 if kept is None else columns.start)
+                given = head.targets_N[part], hidden, columns, tiling.columns, lse_N[part], grad_N[part]
+                gradient(head, *given, logits, recompute=kept is None)
+                logits = logits[: size_of(part)]
+                if sums.dx_ND is not None:
+                    add_product(sums.dx_ND[part], logits, columns.weight_CD, fresh=columns.start == 0)
+                if dw_sum is not None:
+                    add_product(dw_sum, logits.T, hidden, fresh=first)
+                if db is not None:
+                    db.copy_(logits.sum(0) if first else db + logits.sum(0))
+            if dw is not None and dw_sum is not None and dw_sum is not dw:
+                dw.copy_(dw_sum)
+
+
+class Sums(NamedTuple):
+    """Gradient sums in float32, uninitialised: the first product overwrites. dW may be narrower, written once."""
+
+    dx_ND: torch.Tensor | None
+    dw_VD: torch.Tensor | None
+    db_V: torch.Tensor | None
+
+    @classmethod
+    def new(cls, head: HeadInputs, wanted: Wanted, *, weight_dtype: torch.dtype) -> "Sums":
+        """Room for what is wanted; zeros where no position will write."""
+        new = torch.empty if head.hidden_ND.shape[0] else torch.zeros
+        return cls(
+            new(head.hidden_ND.shape) if wanted.hidden else None,
+            new(head.weight_VD.shape, dtype=weight_dtype) if wanted.weight else None,
+            new(head.weight_VD.shape[0]) if wanted.bias and head.bias_V is not None else None,
+        )
+
+    def rows(self, start: int, end: int) -> "Sums":
+        """The same sums for the positions [start, end)."""
+        return self if self.dx_ND is None else self._replace(dx_ND=self.dx_ND[start:end])
+
+    def columns(self, columns: Columns) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """dW and db of a slice of the vocabulary."""
+        part = slice(columns.start, columns.start + columns.weight_CD.shape[0])
+        return (None if self.dw_VD is None else self.dw_VD[part]), (None if self.db_V is None else self.db_V[part])
+
+    def gradients(self, head: HeadInputs) -> HeadGradients:
+        """In the inputs' dtypes."""
+        inputs = (head.hidden_ND, head.weight_VD, head.bias_V)
+        return HeadGradients(*(cast(total, like) for total, like in zip(self, inputs, strict=True)))
+
+
+def positions(head: HeadInputs, most: int | None) -> list[slice]:
+    """The positions in equal parts of at most `most`."""
+    count = head.hidden_ND.shape[0]
+    parts = 1 if most is None else -(-count // most)
+    size = -(-count // max(1, parts))
+    return [slice(start, min(start + size, count)) for start in range(0, count, max(1, size))]
+
+
+def size_of(part: slice) -> int:
+    """Positions in a part."""
+    return part.stop - part.start
+
+
+def largest(parts: list[slice]) -> int:
+    """Rows of the tiles that serve every part."""
+    return max((padded(size_of(part)) for part in parts), default=0)
+
+
+def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, fresh: bool) -> None:
+    """`total = a @ b`, or `total += a @ b` unless `fresh`."""
+    if fresh:
+        torch.mm(a, b, out=total)
+    else:
+        total.addmm_(a, b)
+
+
+def upstream(
+    head: HeadInputs, bounds: Sequence[int], rows: slice, coefficients: Coefficients, logps_N: torch.Tensor
+) -> torch.Tensor:
+    """d loss / d logp of each position (N,), from those of its rows."""
+    sums_B = torch.ops.fastkto_native.row_sums(logps_N, torch.tensor(bounds))
+    grad_B = coefficients(rows, sums_B).float()
+    return spread(grad_B, bounds).masked_fill(head.targets_N == -100, 0.0)
