@@ -4,6 +4,7 @@ Legend: N scored positions, D hidden, V vocabulary, B rows.
 """
 
 import itertools
+from typing import Any
 
 import torch
 
@@ -69,13 +70,13 @@ def linear_kto(
     bias: torch.Tensor | None = None,
     softcap: float | None = None,
     scale: float = 1.0,
-    **loss_kwargs,
+    **loss: Any,
 ) -> KTOLoss:
-    """Hidden states to KTO loss through full logits: equations (1) to (6) in a row."""
-    head = {"bias": bias, "softcap": softcap, "scale": scale}
+    """Hidden states to KTO loss through full logits: equations (1) to (6) in a row. `loss`: keywords of `kto_loss`."""
+    head: dict[str, Any] = {"bias": bias, "softcap": softcap, "scale": scale}
     logps_B = row_sums(token_logprobs(hidden_ND, weight_VD, targets_N, **head), cu_seqlens)
     kl_logps_B = None
     if kl_hidden is not None and kl_targets is not None and kl_cu_seqlens is not None:
         with torch.no_grad():
             kl_logps_B = row_sums(token_logprobs(kl_hidden, weight_VD, kl_targets, **head), kl_cu_seqlens)
-    return kto_loss(logps_B, ref_logps_B, labels_B, kl_logps=kl_logps_B, ref_kl_logps=ref_kl_logps, **loss_kwargs)
+    return kto_loss(logps_B, ref_logps_B, labels_B, kl_logps=kl_logps_B, ref_kl_logps=ref_kl_logps, **loss)

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastkto.cli.yaml_config import read_config
@@ -107,20 +106,8 @@ def train(trainer: "KTOTrainer") -> None:
 
 def checkpoint(config: "KTOConfig") -> str | None:
     """The folder to resume from; `true` means the newest checkpoint in the output directory."""
-    from transformers.trainer_utils import get_last_checkpoint
+    from fastkto.loading import checkpoint_folder
 
-    asked = config.resume_from_checkpoint
-    if asked is None or str(asked).lower() in ("false", "no", "none"):
-        return None
-    folder = str(asked)
-    if folder.lower() in ("true", "yes"):
-        output_dir = config.output_dir or ""
-        last = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
-        if last is None:
-            fix = "Leave resume_from_checkpoint out to start anew."
-            raise InputError("resume_from_checkpoint", asked, f"a checkpoint-* folder in {output_dir}", fix)
-        return last
-    if not (Path(folder) / "trainer_state.json").is_file():
-        fix = "Name a checkpoint-* folder of an output directory."
-        raise InputError("resume_from_checkpoint", folder, "a folder that the Trainer saved as a checkpoint", fix)
-    return folder
+    words = {"false": None, "no": None, "none": None, "true": True, "yes": True}
+    asked = str(config.resume_from_checkpoint)
+    return checkpoint_folder(words.get(asked.lower(), asked), config.output_dir)

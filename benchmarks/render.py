@@ -1,0 +1,76 @@
+"""README figures from result files: each block between two marks is written by the function of its name.
+
+python benchmarks/render.py [--check]
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results:\2 -->)", re.DOTALL)
+
+
+def newest(kind: str) -> dict[str, Any]:
+    """The latest result of a kind: `<kind>_<device>_<date>.json`."""
+    files = sorted(RESULTS.glob(f"{kind}_*.json"), key=lambda path: path.stem.rpartition("_")[2])
+    return json.loads(files[-1].read_text(encoding="utf-8"))
+
+
+def demo() -> str:
+    """The demo's before and after, and what it took."""
+    lines = [
+        "| `make demo`: 80 held-out prompts, greedy | before | after |",
+        "|---|---:|---:|",
+    ]
+    result, imbalanced = newest("demo"), newest("demo-imbalanced")
+    before, after = result["before"], result["after"]
+    rows = {
+        "answers that the rule calls desirable": lambda x: f"{x['share']:.0%}",
+        "95% Wilson interval": lambda x: "{:.0%} to {:.0%}".format(*x["interval"]),
+        "reward margin on held-out rows (β · nats)": lambda x: f"{x['reward_margin']:.2f}",
+        "untrained model's log-prob of the answers (nats a token)": lambda x: f"{x['untrained_logp']:.2f}",
+    }
+    lines += [f"| {name} | {show(before)} | {show(after)} |" for name, show in rows.items()]
+    lines.append(
+        "| desirable with 90% of the desirable rows dropped (`make demo-imbalanced`) "
+        f"| {imbalanced['before']['share']:.0%} | {imbalanced['after']['share']:.0%} |"
+    )
+    assert before["prompts"] == 80, "the heading says 80"
+    seconds = result["seconds"]["total"]
+    lines += [
+        "",
+        f"{seconds['wall']:.0f} s of wall time and {seconds['cpu']:.0f} CPU seconds on {result['device']}, "
+        f"{result['date'][:10]}, both evaluations included; installing and the one-off model conversion are not. "
+        f"`make test` took {result['make_test_seconds'] / 60:.0f} minutes there after installing. The weights are a "
+        "dequantised Q4_1 GGUF, so the untrained model is a little worse than the original.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+SECTIONS = {"demo": demo}
+
+
+def render(text: str) -> str:
+    """The README with every block rendered."""
+    return BLOCK.sub(lambda block: block[1] + SECTIONS[block[2]]() + block[3], text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the README is out of date")
+    check = parser.parse_args().check
+    readme = ROOT / "README.md"
+    old = readme.read_text(encoding="utf-8")
+    new = render(old)
+    if not check:
+        readme.write_text(new, encoding="utf-8")
+    return int(check and new != old)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""One optimizer step of KTO, ours against TRL 1.16's on the same rows and pairs: time, peak memory, equal losses.
+
+    python benchmarks/step.py [--model DIR_OR_ID] [--data FILE] [--batch 8] [--steps 4] [--systems fastkto trl]
+
+Each system is a process of its own, so that its peak resident memory is its own; steps alternate, so that drift
+cancels; the first step of each is dropped. The reference is a second live model, gradient checkpointing is on, AdamW
+steps. `trl-compact` scores completion positions only, as TRL does on CUDA; TRL as shipped scores all of them on a CPU.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+FEEDBACK = ROOT.parent / "shared" / "data" / "kto_en_demo.json"
+SYSTEMS = ("fastkto", "trl", "trl-compact")
+
+
+def rows(path: Path, seed: int) -> list[dict[str, Any]]:
+    """Prompt, completion and label of every row, shuffled."""
+    import random
+
+    lines = path.read_text(encoding="utf-8")
+    examples = json.loads(lines) if path.suffix == ".json" else [json.loads(line) for line in lines.splitlines()]
+    converted = [
+        {"prompt": e["messages"][:-1], "completion": e["messages"][-1:], "label": e["label"]} if "messages" in e else e
+        for e in examples
+    ]
+    random.Random(seed).shuffle(converted)
+    return [{key: row[key] for key in ("prompt", "completion", "label")} for row in converted]
+
+
+def work(options: argparse.Namespace) -> None:
+    """A worker: waits for a line, takes a step, prints a line."""
+    import copy
+
+    import datasets
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+    torch.set_num_threads(options.threads)
+    torch.set_float32_matmul_precision("highest")
+    transformers.utils.logging.set_verbosity_error()
+    if options.worker == "fastkto":
+        import fastkto as library
+    else:
+        import trl as library
+
+        if options.worker == "trl-compact":
+            import trl.trainer.utils
+
+            trl.trainer.utils._use_triton = lambda device: True
+
+    class OnRequest(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            if not sys.stdin.readline().strip():
+                raise SystemExit
+            self.start, self.cpu = time.perf_counter(), time.process_time()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.spent = {"wall": time.perf_counter() - self.start, "cpu": time.process_time() - self.cpu}
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+            if logs and "loss" in logs:
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+                figures = {name: logs[name] for name in ("loss", "grad_norm", "kl", "num_tokens")}
+                print(json.dumps({**self.spent, **figures, "peak_gib": peak}), file=answers, flush=True)
+
+    answers, sys.stdout = sys.stdout, sys.stderr
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+    config = library.KTOConfig(
+        output_dir=str(Path(options.scratch) / options.worker),
+        per_device_train_batch_size=options.batch,
+        max_steps=options.steps,
+        max_length=options.max_length,
+        train_sampling_strategy="sequential",
+        learning_rate=options.learning_rate,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+    )
+    trainer = library.KTOTrainer(
+        model,
+        ref_model=copy.deepcopy(model),
+        args=config,
+        train_dataset=datasets.Dataset.from_list(rows(Path(options.data), options.seed)),
+        processing_class=AutoTokenizer.from_pretrained(options.model),
+        callbacks=[OnRequest()],
+    )
+    trainer.train()
+
+
+def measure(options: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
+    """Steps of every system in turn, the first one dropped, after checking that all took the same ones."""
+    workers = {
+        system: subprocess.Popen(
+            [sys.executable, __file__, *sys.argv[1:], "--worker", system],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for system in options.systems
+    }
+    steps: dict[str, list[dict[str, float]]] = {system: [] for system in options.systems}
+    for step in range(options.steps):
+        for system, worker in workers.items():
+            assert worker.stdin is not None
+            assert worker.stdout is not None
+            worker.stdin.write("step\n")
+            worker.stdin.flush()
+            line = worker.stdout.readline()
+            if not line:
+                raise RuntimeError(f"{system} ended before step {step}: its message is above")
+            steps[system].append(json.loads(line))
+            print(f"step {step} {system:12} {line.strip()}", file=sys.stderr)
+    for worker in workers.values():
+        worker.kill()
+    first = options.systems[0]
+    for system in options.systems[1:]:
+        for ours, theirs in zip(steps[first], steps[system], strict=True):
+            for name in ("loss", "grad_norm"):
+                assert abs(ours[name] - theirs[name]) <= 1e-3 * abs(theirs[name]), f"{name}: {ours} against {theirs}"
+    return {system: taken[1:] for system, taken in steps.items()}
+
+
+def summary(steps: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Medians of each system, and its ratios to the first one."""
+
+    def median(system: str, figure: Callable[[dict[str, float]], float]) -> float:
+        return statistics.median(figure(step) for step in steps[system])
+
+    first = next(iter(steps))
+    table = {}
+    for system in steps:
+        ratios = [theirs["cpu"] / ours["cpu"] for ours, theirs in zip(steps[first], steps[system], strict=True)]
+        table[system] = {
+            "wall_seconds": median(system, lambda step: step["wall"]),
+            "cpu_seconds": median(system, lambda step: step["cpu"]),
+            "peak_gib": max(step["peak_gib"] for step in steps[system]),
+            "times_as_long": statistics.median(ratios),
+            "least": min(ratios),
+            "most": max(ratios),
+        }
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(ROOT / ".cache" / "SmolLM2-135M-Instruct-from-Q4_1"))
+    parser.add_argument("--data", default=str(FEEDBACK))
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--max_length", type=int, default=1024)
+    parser.add_argument("--learning_rate", type=float, default=1e-6)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
+    parser.add_argument("--scratch", default="/tmp/fastkto-benchmark")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--worker", choices=SYSTEMS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(options)
+        return
+    steps = measure(options)
+    table = summary(steps)
+    for system, figures in table.items():
+        print(f"{system:12} " + "  ".join(f"{name} {value:.3g}" for name, value in figures.items()))
+    if options.output:
+        settings = {k: v for k, v in vars(options).items() if k in ("batch", "max_length", "seed", "threads", "steps")}
+        result = {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "device": f"CPU, {options.threads} threads, {platform.machine()}",
+            "model": Path(options.model).name,
+            "data": Path(options.data).name,
+            **settings,
+            "summary": table,
+            "steps": steps,
+        }
+        options.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

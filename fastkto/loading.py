@@ -1,0 +1,149 @@
+"""From what the trainer is given to a policy, its tokenizer and its adapter, each checked."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+from fastkto.config import KTOConfig
+from fastkto.errors import InputError, require
+from fastkto.model import first_non_finite, is_peft_model, unwrap_peft
+from fastkto.reference import add_reference_adapter, frozen_copy
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import BitsAndBytesConfig
+
+logger = logging.get_logger(__name__)
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+
+def load_policy(
+    model: "str | PreTrainedModel | Any", args: KTOConfig, quantization_config: "BitsAndBytesConfig | None"
+) -> Any:
+    """The model to train: loaded by id in float32 unless `model_init_kwargs` says otherwise, or taken as it is."""
+    if not isinstance(model, str):
+        for name, value in (
+            ("quantization_config", quantization_config),
+            ("model_init_kwargs", args.model_init_kwargs),
+        ):
+            if value is not None:
+                fix = "Pass the model's id or folder instead of the loaded model, or leave the argument out."
+                raise InputError(name, value, "None with a model that is already loaded", fix)
+        return check_weights("model", model)
+    kwargs: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
+    if quantization_config is not None:
+        kwargs["quantization_config"] = quantization_config
+    dtype = kwargs.setdefault("dtype", "float32")
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise InputError("dtype", dtype, f"one of {DTYPES}", "Correct the name.")
+        kwargs["dtype"] = dtype if dtype == "auto" else getattr(torch, dtype)
+    kwargs.setdefault("trust_remote_code", args.trust_remote_code)
+    return check_weights("model", AutoModelForCausalLM.from_pretrained(model, **kwargs))
+
+
+def load_tokenizer(
+    processing_class: PreTrainedTokenizerBase | None, model: Any, args: KTOConfig
+) -> PreTrainedTokenizerBase:
+    """The tokenizer given, or the model's own; the model's configs learn its padding token."""
+    source: Any = unwrap_peft(model)
+    tokenizer = processing_class
+    if tokenizer is None:
+        revision = dict(args.model_init_kwargs or {}).get("revision")  # type: ignore[arg-type]
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.config._name_or_path, revision=revision, trust_remote_code=args.trust_remote_code
+        )
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        fix = "Pass a tokenizer; models that read images are not supported."
+        raise InputError("processing_class", type(tokenizer).__name__, "a PreTrainedTokenizerBase", fix)
+    if tokenizer.eos_token_id is None:
+        fix = "Set tokenizer.eos_token: without it no completion has an end to learn."
+        raise InputError("processing_class", type(tokenizer).__name__, "a tokenizer with an EOS token", fix)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    vocabulary = source.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > vocabulary and max(tokenizer.get_vocab().values()) >= vocabulary:
+        fix = "Pass the tokenizer that belongs to the model, or call model.resize_token_embeddings(len(tokenizer))."
+        raise InputError("processing_class", len(tokenizer), f"at most the model's {vocabulary} tokens", fix)
+    source.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    if source.generation_config is not None:
+        source.generation_config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer
+
+
+def add_adapter(model: Any, peft_config: "PeftConfig", args: KTOConfig) -> Any:
+    """The model with a new adapter in training."""
+    peft = require("peft", "peft")
+    if not isinstance(peft_config, peft.PeftConfig):
+        raise InputError(
+            "peft_config", type(peft_config).__name__, "a peft.PeftConfig", "Pass e.g. peft.LoraConfig(...)."
+        )
+    if is_peft_model(model):
+        fix = "Leave peft_config out to train its adapter, or merge the adapter first (`fastkto merge`)."
+        raise InputError("peft_config", type(peft_config).__name__, "None with a model that is a PeftModel", fix)
+    return peft.get_peft_model(model, peft_config)
+
+
+def checkpoint_folder(asked: "str | os.PathLike[str] | bool | None", output_dir: str | None) -> str | None:
+    """The checkpoint to resume from: the folder named, the newest one of the output directory for True, or None."""
+    if asked is None or asked is False:
+        return None
+    if asked is True:
+        folder = get_last_checkpoint(output_dir) if output_dir and os.path.isdir(output_dir) else None
+        if folder is None:
+            fix = "Leave resume_from_checkpoint out to start anew."
+            raise InputError("resume_from_checkpoint", True, f"a checkpoint-* folder in {output_dir}", fix)
+        return str(folder)
+    if not os.path.isfile(os.path.join(asked, TRAINER_STATE_NAME)):
+        fix = "Name a checkpoint-* folder of an output directory."
+        raise InputError("resume_from_checkpoint", str(asked), f"a folder that holds {TRAINER_STATE_NAME}", fix)
+    return os.fspath(asked)
+
+
+def check_weights(argument: str, model: Any) -> Any:
+    """The model, unless one of its weights is NaN or inf."""
+    name = first_non_finite(model)
+    if name is not None:
+        fix = "The weights are broken before training starts: load another checkpoint."
+        raise InputError(argument, f"{name} holds NaN or inf", "finite weights", fix)
+    return model
+
+
+def check_reference(ref_model: Any, model: Any) -> Any:
+    """A reference that was passed in: another model than the policy, with finite weights."""
+    if ref_model is model:
+        fix = "Leave ref_model out: the reference is then a frozen copy of the model as it is now."
+        raise InputError("ref_model", "the same object as model", "another object, or None", fix)
+    if not isinstance(ref_model, torch.nn.Module):
+        fix = "Load it first, e.g. with AutoModelForCausalLM.from_pretrained."
+        raise InputError("ref_model", ref_model, "a loaded model, or None", fix)
+    return check_weights("ref_model", ref_model)
+
+
+def policy_and_reference(
+    model: Any, ref_model: PreTrainedModel | None, args: KTOConfig, peft_config: "PeftConfig | None"
+) -> tuple[Any, PreTrainedModel | None]:
+    """The policy ready to train, and its second model where the reference is one."""
+    if peft_config is not None:
+        model = add_adapter(model, peft_config, args)
+    elif is_peft_model(model) and ref_model is None:
+        add_reference_adapter(model)
+    if is_peft_model(model):
+        if args.sync_ref_model:
+            fix = "Train all weights, or leave sync_ref_model out."
+            raise InputError("sync_ref_model", True, "False with an adapter: its reference is no second model", fix)
+        if args.gradient_checkpointing:
+            if model.active_peft_config.peft_type == "PREFIX_TUNING":
+                fix = "Set it to False."
+                raise InputError("gradient_checkpointing", True, "False: the prefix travels in the cache", fix)
+            model.enable_input_require_grads()
+        return model, ref_model
+    if ref_model is None and not args.precompute_ref_log_probs:
+        return model, frozen_copy(model)
+    return model, ref_model

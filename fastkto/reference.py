@@ -1,0 +1,208 @@
+"""The reference model's log-probs: from a second model, from the adapter switched off, or from disk by content."""
+
+import contextlib
+import copy
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from fastkto.errors import InputError
+from fastkto.model import evaluating, is_peft_model, unwrap_peft
+from fastkto.step import row_logps
+from fastkto.trunk import Batch, Forward
+
+logger = logging.get_logger(__name__)
+
+REFERENCE_ADAPTER = "ref"
+NOT_COMPUTED_WITH = ("_name_or_path", "transformers_version", "use_cache")
+
+
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """The reference of full fine-tuning: the policy as it is now, without gradients."""
+    reference = copy.deepcopy(model)
+    return reference.requires_grad_(False).eval()
+
+
+def add_reference_adapter(model: Any) -> None:
+    """The reference of a PeftModel passed in: a frozen copy of its active adapter (TRL's rule)."""
+    name = model.active_adapter
+    if getattr(model.peft_config[name], "bias", "none") != "none":
+        expected = 'bias="none": peft holds one adapter with biases, and the reference is a frozen copy'
+        fix = "Pass ref_model, or give the base model and a peft_config."
+        raise InputError("model", f"an adapter with bias={model.peft_config[name].bias!r}", expected, fix)
+    if name == REFERENCE_ADAPTER:
+        fix = f"Rename it: {REFERENCE_ADAPTER!r} is the name of its frozen copy."
+        raise InputError("model", f"an adapter named {name!r}", "another name", fix)
+    if REFERENCE_ADAPTER in model.peft_config:
+        logger.warning(f"The adapter {REFERENCE_ADAPTER!r} is replaced by a frozen copy of {name!r} as it is now.")
+        model.delete_adapter(REFERENCE_ADAPTER)
+    model.add_adapter(REFERENCE_ADAPTER, model.peft_config[name])
+    parameters = dict(model.named_parameters())
+    for key, parameter in parameters.items():
+        parts = key.split(".")  # the adapter's name may come last: `lora_embedding_A.default`
+        if REFERENCE_ADAPTER in parts:
+            source = ".".join(name if part == REFERENCE_ADAPTER else part for part in parts)
+            parameter.data.copy_(parameters[source].data)
+            parameter.requires_grad_(False)
+    model.set_adapter(name)
+
+
+@contextlib.contextmanager
+def reference_adapter(model: Any) -> Iterator[None]:
+    """The PeftModel as its own reference: with its frozen copy active, or with no adapter at all."""
+    if REFERENCE_ADAPTER not in model.peft_config:
+        with model.disable_adapter():
+            yield
+        return
+    active = model.active_adapter
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    model.set_adapter(REFERENCE_ADAPTER)
+    try:
+        yield
+    finally:
+        model.set_adapter(active)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in trainable)
+
+
+def fingerprint(model: Any, *, precision: str) -> str:
+    """Content of a model as a reference: configuration, names, shapes, dtypes and bytes of what it computes with.
+
+    Of a PeftModel the adapter in training is left out; its frozen copy counts where there is one.
+    """
+    digest = hashlib.blake2b(precision.encode(), digest_size=16)
+    settings = unwrap_peft(model).config.to_dict()
+    computing = {k: v for k, v in settings.items() if k not in NOT_COMPUTED_WITH and not k.endswith("_token_id")}
+    digest.update(json.dumps(computing, sort_keys=True, default=str).encode())
+    skipped = None
+    if is_peft_model(model):
+        skipped = f".{model.active_adapter}"
+        if REFERENCE_ADAPTER in model.peft_config:
+            digest.update(repr(sorted(map(repr, model.peft_config[REFERENCE_ADAPTER].to_dict().items()))).encode())
+    for name, tensor in model.state_dict().items():
+        if skipped is not None and f"{skipped}." in f"{name}.":
+            continue
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class LogpCache:
+    """(model, pair of prompt and completion) -> summed log-prob, in one SQLite file that outlives the run.
+
+    Keyed by content alone: order, shuffling and the data set's name do not matter. SQLite makes it safe for several
+    processes and for a crash in the middle of a write.
+    """
+
+    def __init__(self, path: Path, model: str) -> None:
+        self.path, self.model = path, model
+        self.hits = self.misses = 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._open()
+
+    def _open(self) -> None:
+        self._database = sqlite3.connect(self.path, timeout=60.0, isolation_level=None)
+        self._database.execute("PRAGMA journal_mode=WAL")
+        self._database.execute("PRAGMA synchronous=NORMAL")
+        self._database.execute(
+            "CREATE TABLE IF NOT EXISTS logps "
+            "(model TEXT, pair BLOB, logp REAL, PRIMARY KEY (model, pair)) WITHOUT ROWID"
+        )
+
+    def get(self, pairs: Iterable[bytes]) -> list[float | None]:
+        """The log-prob of each pair, None where it is not there yet."""
+        found = [
+            self._database.execute("SELECT logp FROM logps WHERE model = ? AND pair = ?", (self.model, pair)).fetchone()
+            for pair in pairs
+        ]
+        self.hits += sum(row is not None for row in found)
+        self.misses += sum(row is None for row in found)
+        return [None if row is None else row[0] for row in found]
+
+    def put(self, pairs: Iterable[bytes], logps: Iterable[float]) -> None:
+        """Store log-probs in one transaction."""
+        rows = [(self.model, pair, logp) for pair, logp in zip(pairs, logps, strict=True)]
+        self._database.execute("BEGIN IMMEDIATE")
+        self._database.executemany("INSERT OR REPLACE INTO logps VALUES (?, ?, ?)", rows)
+        self._database.execute("COMMIT")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_database"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+
+class Reference:
+    """Log-probs of a micro-batch under the reference: (B,) of its rows and (B,) of its mismatched pairs.
+
+    From the cache where they are there; a miss is computed, stored and counted. Runs without a graph and before the
+    policy, so that its activations are gone when the policy's exist.
+    """
+
+    def __init__(self, policy: Forward, model: Any | None, cache: LogpCache | None, accelerator: Accelerator) -> None:
+        self.policy, self.model, self.cache, self.accelerator = policy.model, model, cache, accelerator
+        self.forward = policy._replace(router_logits=False)
+        self.policy_moved = False
+
+    def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(ref_logps, ref_kl_logps); the second is None where the batch has no KL stream."""
+        prefixes = ["", "KL_"] if "KL_row_keys" in batch else [""]
+        found = {prefix: self._cached(batch, prefix) for prefix in prefixes}
+        if any(logps is None for logps in found.values()):
+            found = self._compute(batch)
+        target = found[""]
+        assert target is not None
+        return target, found.get("KL_")
+
+    def fill(self, batches: Iterable[Batch]) -> None:
+        """Score batches into the cache, before the policy trains; says how many were there already."""
+        assert self.cache is not None
+        self.cache.hits = self.cache.misses = 0
+        for batch in batches:
+            self(batch)
+        logger.warning(
+            f"Reference log-probs: {self.cache.misses} computed, {self.cache.hits} found in {self.cache.path}."
+        )
+        self.cache.hits = self.cache.misses = 0
+
+    def _cached(self, batch: Batch, prefix: str) -> torch.Tensor | None:
+        if self.cache is None:
+            return None
+        logps = self.cache.get(batch[f"{prefix}row_keys"])
+        if any(logp is None for logp in logps):
+            return None
+        return torch.tensor(logps, dtype=torch.float64, device=batch["label"].device)
+
+    def _compute(self, batch: Batch) -> dict[str, torch.Tensor | None]:
+        if self.policy_moved and self.model is None and not is_peft_model(self.policy):
+            raise InputError(
+                "precompute_ref_log_probs",
+                "a pair that was not scored before training",
+                "a reference that can still be run: the policy has moved and no second model is kept",
+                "Pass this data as train_dataset or eval_dataset at construction, pass a ref_model, or switch it off.",
+            )
+        with contextlib.ExitStack() as stack:
+            if self.model is None and is_peft_model(self.policy):
+                stack.enter_context(reference_adapter(self.accelerator.unwrap_model(self.policy)))
+            model = self.policy if self.model is None else self.model
+            stack.enter_context(evaluating(model))
+            stack.enter_context(self.accelerator.autocast())
+            both = row_logps(self.forward._replace(model=model), batch)
+        logps = {prefix: values for prefix, values in zip(("", "KL_"), both, strict=True) if values is not None}
+        if self.cache is not None:
+            for prefix, values in logps.items():
+                if values.isnan().any():  # SQLite would keep it as NULL, a miss
+                    fix = "Its forward overflows in this precision: use bf16 or float32."
+                    raise InputError("reference", "a log-prob that is NaN", "log-probs that can be stored", fix)
+                self.cache.put(batch[f"{prefix}row_keys"], values.double().tolist())
+        return dict(logps)

@@ -1,0 +1,314 @@
+"""`KTOTrainer`: KTO on Hugging Face's `Trainer`, with the constructor, fields and metric names of TRL 1.16."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, set_seed
+from transformers.trainer_utils import EvalPrediction, has_length
+
+from fastkto.backends import choose
+from fastkto.batching import choose_collator, pairable_sampler
+from fastkto.callbacks import CollapseWatch, LogAtCheckpoint, MetricsFile, MovingReference, SamplerEpoch
+from fastkto.config import KTOConfig
+from fastkto.errors import InputError
+from fastkto.loading import (
+    check_reference,
+    checkpoint_folder,
+    load_policy,
+    load_tokenizer,
+    policy_and_reference,
+)
+from fastkto.metrics import Meter, step_sums
+from fastkto.model import aux_loss_coef, check_head, disable_dropout, find_head, install_scorer, unwrap_peft
+from fastkto.pairing import PairableSampler, PairableStream
+from fastkto.prepare import Prepared, prepare
+from fastkto.reference import LogpCache, Reference, fingerprint
+from fastkto.step import LossSettings, kto_step
+from fastkto.trunk import Forward
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+    from peft import PeftConfig
+    from transformers import BitsAndBytesConfig
+
+    Rows: TypeAlias = Dataset | IterableDataset
+
+
+class KTOTrainer(Trainer):
+    """Trains a causal language model on rows of prompt, completion and a thumbs-up / thumbs-down label.
+
+    Args:
+        model: a model id or folder, a `PreTrainedModel`, or a `PeftModel`.
+        ref_model: the reference; if None a frozen copy of `model` as it is now, the model with its new adapter off
+            (`peft_config`), or a frozen copy of the adapter (a `PeftModel` passed in).
+        args: `KTOConfig`.
+        data_collator: replaces the packing or padding collator; must return the keys of one of them.
+        train_dataset: rows as `fastkto.rows.normalise` takes them, or tokenised (`prompt_ids`, `completion_ids`,
+            `label`); streaming needs `max_steps`.
+        eval_dataset: the same, or a dict of them.
+        processing_class: the tokenizer; the model's own if None.
+        compute_metrics: gets the rows' rewards as `predictions` and their labels as `label_ids`.
+        callbacks, optimizers: as in `Trainer`.
+        quantization_config: for a model given by id.
+        peft_config: wraps the model in a new adapter.
+
+    Raises:
+        ValueError: for arguments, rows and weights that cannot be trained on, before anything is written.
+    """
+
+    loss_is_scaled_for_ga = True  # compute_loss divides by the rows of the whole optimizer step
+    args: KTOConfig
+    model: Any
+    _signature_columns: list[str] | None  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | Any",
+        ref_model: PreTrainedModel | None = None,
+        args: KTOConfig | None = None,
+        data_collator: Callable[[list[Any]], Any] | None = None,
+        train_dataset: "Rows | None" = None,
+        eval_dataset: "Rows | dict[str, Rows] | None" = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        quantization_config: "BitsAndBytesConfig | None" = None,
+        peft_config: "PeftConfig | None" = None,
+    ) -> None:
+        if args is None:
+            name = model if isinstance(model, str) else unwrap_peft(model).config._name_or_path
+            args = KTOConfig(f"{name.rstrip('/').rpartition('/')[-1] or 'model'}-KTO")
+        if train_dataset is None:
+            raise InputError("train_dataset", None, "a dataset of feedback rows", "Pass one; `fastkto data` shows it.")
+        if ref_model is not None:
+            check_reference(ref_model, model)
+        set_seed(args.seed)
+        model = load_policy(model, args, quantization_config)
+        tokenizer = load_tokenizer(processing_class, model, args)
+
+        self._prepare_rows = lambda rows, name, batch_size: prepare(
+            rows, tokenizer, args, name=name, batch_size=batch_size
+        )
+        train = self._prepare_rows(train_dataset, "train", args.per_device_train_batch_size)
+        settings = LossSettings(args.beta, train.desirable_weight(args), args.undesirable_weight, args.loss_type)
+        evals = self._prepare_eval(eval_dataset, args)
+        accelerator_config: Any = args.accelerator_config
+        accelerator_config.dispatch_batches = False  # it cuts and joins batches by rows, which ours do not survive
+
+        model, reference_model = policy_and_reference(model, ref_model, args, peft_config)
+        self.samplers: list[PairableSampler] = []
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train.rows,
+            eval_dataset=evals,
+            processing_class=tokenizer,
+            compute_metrics=compute_metrics,
+            callbacks=[MetricsFile(), LogAtCheckpoint(), CollapseWatch(), *(callbacks or [])],
+            optimizers=optimizers,
+        )
+        self.model_accepts_loss_kwargs = True
+        self.add_callback(SamplerEpoch(self.samplers))
+        if args.n_gpu > 1:
+            fix = "Start with `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES to one."
+            raise InputError("GPUs visible to one process", args.n_gpu, "1: nn.DataParallel is not supported", fix)
+
+        choose(args.head_backend, self.accelerator.device)
+
+        self.settings = settings
+        base = unwrap_peft(self.model)
+        self.aux_loss_coef = aux_loss_coef(base, args.router_aux_loss_coef)
+        self._forward = Forward(
+            self.model,
+            backend=args.head_backend,
+            max_tokens=args.max_tokens_per_forward,
+            plain_head=find_head(base).plain,
+            router_logits=self.aux_loss_coef > 0,
+        )
+        for each in (self.model, reference_model):
+            if each is not None:
+                install_scorer(unwrap_peft(each))
+                check_head(unwrap_peft(each))
+                if args.disable_dropout:
+                    disable_dropout(each)
+        cache = None
+        if args.precompute_ref_log_probs:
+            precision = f"{self.accelerator.mixed_precision} {args.head_backend}"
+            content = fingerprint(self.model if reference_model is None else reference_model, precision=precision)
+            cache = LogpCache(Path(args.ref_cache_dir or args.output_dir or ".") / "ref_logps.sqlite", content)
+        if reference_model is not None:
+            reference_model = self.accelerator.prepare_model(reference_model, evaluation_mode=True)
+        self._moving = None
+        if args.sync_ref_model and reference_model is not None:
+            self._moving = MovingReference(base, unwrap_peft(self.accelerator.unwrap_model(reference_model)))
+            self.add_callback(self._moving)
+        if data_collator is None:
+            collator: Any = choose_collator(
+                self._forward, self.train_dataset, args, pad_token_id=tokenizer.pad_token_id
+            )
+            self.data_collator = collator
+        self.reference = Reference(self._forward, reference_model, cache, self.accelerator)
+        self._meters = {kind: Meter(self._sum_over_ranks) for kind in ("train", "eval")}
+        if cache is not None:
+            self._fill_cache()
+
+    def train(self, resume_from_checkpoint: "str | bool | None" = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; a checkpoint to resume from is looked at before anything else happens."""
+        checkpoint = checkpoint_folder(resume_from_checkpoint, self.args.output_dir)
+        if checkpoint is not None and self._moving is not None:
+            self._moving.load(checkpoint)
+        self._meters["train"].clear()  # of steps after the last log line of an earlier call
+        self.reference.policy_moved = True
+        return super().train(checkpoint, *args, **kwargs)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Loss of a micro-batch, eq. (6): the sum over its rows divided by the rows of the whole optimizer step."""
+        ref_logps, ref_kl_logps = self.reference(inputs)
+        rows = len(inputs["label"])
+        out, aux_loss = kto_step(
+            self._forward._replace(model=model),
+            inputs,
+            ref_logps,
+            ref_kl_logps,
+            self.settings,
+            num_rows=num_items_in_batch,
+            reduce=self._sum_over_ranks if self.accelerator.num_processes > 1 else None,
+        )
+        meter = self._meters["train" if self.model.training else "eval"]
+        meter.add(
+            step_sums(out, inputs["label"], inputs["cu_seqlens"], num_tokens=inputs["num_tokens"], aux_loss=aux_loss)
+        )
+        loss = out.loss
+        if aux_loss is not None:
+            share = 1.0 if num_items_in_batch is None else rows / num_items_in_batch
+            loss = loss + self.aux_loss_coef * share * aux_loss
+        if num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # DDP averages gradients over ranks
+        return (loss, out) if return_outputs else loss
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
+        """The micro-batches of one optimizer step and the number of their rows over all ranks."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        rows: torch.Tensor | int = sum(len(batch["label"]) for batch in batches)
+        if self.accelerator.num_processes > 1:
+            rows = self._sum_over_ranks(torch.tensor(float(rows), device=device))
+        return batches, rows
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """A step of the Trainer, its activations in CPU memory with `activation_offloading`."""
+        offload: Any = contextlib.nullcontext()
+        if self.args.activation_offloading:
+            offload = torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
+        with offload:
+            return super().training_step(*args, **kwargs)
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Loss of an evaluation batch; with `compute_metrics` also each row's reward and label."""
+        inputs = self._prepare_inputs(inputs)
+        # autocast: a model that has not been through `train` is not wrapped in it, the reference always is
+        with torch.no_grad(), self.accelerator.autocast(), self.compute_loss_context_manager():
+            loss, out = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss, None, None
+        return loss, out.rewards, inputs["label"]
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """The Trainer's loop; its metrics gain ours, so that `metric_for_best_model` finds them."""
+        self._meters["eval"].clear()
+        output: Any = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+        figures = {**self._meters["eval"].flush(), "num_tokens": self._num_tokens}
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
+        return output
+
+    def evaluate(
+        self,
+        eval_dataset: "Rows | dict[str, Rows] | str | None" = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Evaluate; a dataset passed here is prepared as one passed to the constructor, and idempotently so."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = self._prepare_eval(eval_dataset, self.args)
+        prepared: Any = eval_dataset
+        return super().evaluate(prepared, ignore_keys, metric_key_prefix)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """Batches for `predict`, whose dataset is prepared as one passed to `evaluate`."""
+        return super().get_test_dataloader(self._prepare_eval_one(test_dataset, "test", self.args))
+
+    @property
+    def _num_tokens(self) -> float:
+        """Tokens trained on up to the last log line, those before a resume included."""
+        return next((line["num_tokens"] for line in reversed(self.state.log_history) if "num_tokens" in line), 0.0)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The Trainer's log line, with the figures of the steps since the last one."""
+        if "loss" in logs and (figures := self._meters["train"].flush()):
+            figures["num_tokens"] += self._num_tokens
+            logs.update(figures)
+        super().log(logs, start_time)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        if rows is None or not has_length(rows):
+            return None
+        # not args.per_device_train_batch_size, which auto_find_batch_size leaves as it was
+        sampler = pairable_sampler(rows, self._train_batch_size, self.args.train_sampling_strategy, self.args)
+        self.samplers[:] = [sampler]
+        return sampler
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        if eval_dataset is None or not has_length(eval_dataset):
+            return None
+        return pairable_sampler(eval_dataset, self.args.per_device_eval_batch_size, "sequential", self.args)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["prompt_ids", "completion_ids", "label", "row_id", "conversation", "prompt_key"]
+
+    def _prepare_eval(self, rows: Any, args: KTOConfig) -> Any:
+        if rows is None:
+            return None
+        if isinstance(rows, dict):
+            return {name: self._prepare_eval_one(each, name, args) for name, each in rows.items()}
+        return self._prepare_eval_one(rows, "eval", args)
+
+    def _prepare_eval_one(self, rows: Any, name: str, args: KTOConfig) -> Any:
+        if isinstance(rows, PairableStream):
+            return rows
+        prepared: Prepared = self._prepare_rows(rows, name, args.per_device_eval_batch_size)
+        return prepared.rows
+
+    def _fill_cache(self) -> None:
+        """Score every micro-batch of the data with the reference, before training changes the policy."""
+        loaders = [self.get_train_dataloader()]
+        if self.eval_dataset is not None:
+            names = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else [None]
+            loaders += [self.get_eval_dataloader(name) for name in names]
+        self.reference.fill(batch for loader in loaders for batch in loader)
+
+    def _sum_over_ranks(self, x: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(x, reduction="sum")

@@ -1,0 +1,62 @@
+"""Packed attention in one call of `torch.nn.attention.varlen`, which is flash attention on CUDA in half precision."""
+
+import inspect
+
+import torch
+from torch.nn.attention.varlen import varlen_attn
+
+from fastkto.layout import Layout
+from fastkto.segments import Scores
+
+# torch 2.11 lacks some of them
+_HAS_ALL = {"scale", "window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys()
+
+
+def applies(query: torch.Tensor, value: torch.Tensor, scores: Scores) -> bool:
+    """Whether the kernel takes these tensors and computes these scores."""
+    width = query.shape[-1]
+    return (
+        _HAS_ALL
+        and query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+        and width == value.shape[-1]
+        and width % 8 == 0
+        and width <= 256
+        and scores.dropout == 0.0
+        and scores.softcap is None
+    )
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    targets: tuple[torch.Tensor, torch.Tensor] | None,
+    layout: Layout,
+    scores: Scores,
+) -> torch.Tensor:
+    """As `segments.attend`. The kernel aligns queries with the last of the keys, which KL rows rely on."""
+    lengths = key_lengths = layout.target_lengths
+    offsets = key_offsets = layout.target_offsets
+    if targets is not None:
+        lengths, offsets, key_offsets = layout.kl_lengths, layout.kl_offsets, layout.kl_key_offsets
+        key_lengths = [a + b for a, b in zip(layout.prompt_lengths, lengths, strict=True)]
+        key, value = (
+            torch.cat([x, y], dim=2).index_select(2, layout.kl_key_index)
+            for x, y in zip(targets, (key, value), strict=True)
+        )
+    q_TJD, k_THD, v_THD = (x[0].transpose(0, 1) for x in (query, key, value))
+    out_TJD = varlen_attn(
+        q_TJD,
+        k_THD,
+        v_THD,
+        offsets,
+        key_offsets,
+        max(lengths),
+        max(key_lengths),
+        scale=scores.scaling,
+        window_size=(-1 if scores.window is None else scores.window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out_TJD.transpose(0, 1)[None]

@@ -1,0 +1,354 @@
+"""Where the reference's log-probs come from, that it never moves, and the cache on disk."""
+
+import copy
+import multiprocessing
+import os
+import pickle
+import signal
+import sqlite3
+
+import peft
+import pytest
+import torch
+from tiny import tiny_llama
+from tolerance import assert_close, assert_within
+from training import STILL, logp, noisy, rows, steps, trainer
+
+from fastkto.errors import InputError
+from fastkto.reference import LogpCache, fingerprint
+
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]}
+
+
+def tuned_adapter(**changes):
+    """A PeftModel whose adapter does something, as one that comes from an earlier training."""
+    model = peft.get_peft_model(tiny_llama(), peft.LoraConfig(**{**LORA, "init_lora_weights": False, **changes}))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "modules_to_save" in name or "trainable_tokens_delta" in name:
+                parameter += 0.1
+    return model
+
+
+def reference_logps(t, index=(0, 1, 2, 3)):
+    """What the trainer's reference says of some training rows, and the batch."""
+    batch = t._prepare_inputs(t.data_collator([t.train_dataset[i] for i in index]))
+    return t.reference(batch)[0]
+
+
+def stock_logps(model, t, index=(0, 1, 2, 3)):
+    model.eval()
+    with torch.no_grad():
+        items = [t.train_dataset[i] for i in index]
+        return torch.stack([logp(model, x["prompt_ids"], x["completion_ids"]) for x in items])
+
+
+def moved(t):
+    """The trainer after two steps that move its weights far."""
+    t.args.learning_rate = 0.05
+    t.args.max_steps = 2
+    t.train()
+    assert t.state.global_step == 2
+    return t
+
+
+def second_model(tmp_path):
+    other = noisy(tiny_llama())
+    return trainer(tmp_path, ref_model=copy.deepcopy(other)), other
+
+
+def copy_of_the_model_in_memory(tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "disk")
+    policy = type(tiny_llama()).from_pretrained(tmp_path / "disk", dtype=torch.float32)
+    noisy(policy)  # reloading from disk, as TRL does, would be another model
+    return trainer(tmp_path, model=policy), copy.deepcopy(policy)
+
+
+def new_adapter_off(tmp_path):
+    return trainer(tmp_path, peft_config=peft.LoraConfig(**LORA)), tiny_llama()
+
+
+def copy_of_the_adapter(tmp_path):
+    model = tuned_adapter()
+    return trainer(tmp_path, model=model), tuned_copy(model)
+
+
+def copy_of_every_kind_of_adapter_weight(tmp_path):
+    model = tuned_adapter(target_modules=["q_proj", "embed_tokens"], modules_to_save=["lm_head"], use_dora=False)
+    return trainer(tmp_path, model=model), tuned_copy(model)
+
+
+def copy_of_trained_tokens(tmp_path):
+    model = tuned_adapter(trainable_token_indices=[8, 9, 20])
+    return trainer(tmp_path, model=model), tuned_copy(model)
+
+
+def model_beside_an_adapter(tmp_path):
+    other = noisy(tiny_llama())
+    return trainer(tmp_path, model=tuned_adapter(), ref_model=copy.deepcopy(other)), other
+
+
+def adapter_beside_a_model(tmp_path):
+    other = tuned_adapter()
+    return trainer(tmp_path, ref_model=copy.deepcopy(other)), other
+
+
+def tuned_copy(model):
+    """The same adapter on the same base, built before the trainer adds anything: merged into plain weights."""
+    twin = copy.deepcopy(model)
+    if "ref" in twin.peft_config:
+        twin.delete_adapter("ref")
+    return twin.merge_and_unload()
+
+
+REFERENCES = [
+    second_model,
+    copy_of_the_model_in_memory,
+    new_adapter_off,
+    copy_of_the_adapter,
+    copy_of_every_kind_of_adapter_weight,
+    copy_of_trained_tokens,
+    model_beside_an_adapter,
+    adapter_beside_a_model,
+]
+
+
+@pytest.mark.parametrize("kind", REFERENCES)
+def test_the_reference_is_what_it_should_be_and_stays_it(kind, tmp_path):
+    """Bug of a peer: the reference ignored under PEFT."""
+    t, expected = kind(tmp_path)
+    before = reference_logps(t)
+    same = stock_logps(expected, t)
+    assert_close(before, stock_logps(expected.double(), t), same, name="log-probs")
+    trained = {n: p.detach().clone() for n, p in t.model.named_parameters() if p.requires_grad}
+    moved(t)
+    after = {n: p for n, p in t.model.named_parameters() if p.requires_grad}
+    assert after.keys() == trained.keys()
+    assert sum(not torch.equal(after[n], trained[n]) for n in trained) > len(trained) // 2
+    assert torch.equal(reference_logps(t), before)
+    t.model.train()
+    assert reference_logps(t) is not None
+    assert t.model.training, "the policy is handed back in the mode it was in"
+
+
+STARTS = {
+    "full": {},
+    "full, cached": {"precompute_ref_log_probs": True},
+    "new adapter": {"peft_config": peft.LoraConfig(**LORA)},
+    "new adapter, cached": {"peft_config": peft.LoraConfig(**LORA), "precompute_ref_log_probs": True},
+    "adapter passed in": {"model": tuned_adapter},
+    "adapter on the head": {"peft_config": peft.LoraConfig(**{**LORA, "target_modules": ["q_proj", "lm_head"]})},
+    "forwards of few tokens": {"max_tokens_per_forward": 40},
+    "bf16": {"bf16": True},
+    "bf16, cached": {"bf16": True, "precompute_ref_log_probs": True},
+    "dropout": {"model": lambda: tiny_llama(attention_dropout=0.3)},
+}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_policy_equal_to_the_reference_starts_at_exactly_zero(name, tmp_path):
+    # other rows: a pair cached from another batch keeps that batch's rounding
+    evals = rows(18).select(range(12, 18))
+    settings = {"desirable_weight": 1.5, "undesirable_weight": 0.75, "eval_dataset": evals, **STARTS[name]}
+    if callable(settings.get("model")):
+        settings["model"] = settings["model"]()
+    t = trainer(tmp_path, max_steps=1, **settings)
+    before = t.evaluate()
+    t.train()
+    line = steps(t)[0]
+    for key in ("kl", "kl/raw", "kl/stderr", "rewards/chosen", "rewards/rejected", "rewards/margins"):
+        assert line[key] == 0.0, key
+        assert before[f"eval_{key}"] == 0.0, f"eval_{key}, before any training"
+    batch = [row["label"] for row in t.train_dataset.select(list(t.samplers[0])[:4])]
+    assert_within(line["loss"], sum(0.75 if label else 0.375 for label in batch) / 4, relative=1e-6)
+
+
+def test_nan_of_the_reference_is_not_hidden(tmp_path):
+    broken = noisy(tiny_llama())
+    t = trainer(tmp_path, ref_model=broken, max_steps=1)
+    with torch.no_grad():
+        t.reference.model.lm_head.weight[9] = float("nan")
+    t.train()
+    for key in ("loss", "kl", "kl/raw", "rewards/chosen", "rewards/rejected"):
+        assert steps(t)[0][key] != steps(t)[0][key], key
+    cached = trainer(tmp_path, ref_model=tiny_llama(), max_steps=1, precompute_ref_log_probs=True)
+    with torch.no_grad():
+        cached.reference.model.lm_head.weight[9] = float("nan")
+    with pytest.raises(InputError, match="^reference: got 'a log-prob that is NaN'"):
+        cached.evaluate(rows(20).select(range(12, 20)))
+
+
+def test_a_frozen_copy_of_biases_is_refused_by_name(tmp_path):
+    with pytest.raises(InputError, match=r"^model: got \"an adapter with bias='lora_only'\""):
+        trainer(tmp_path, model=tuned_adapter(bias="lora_only"))
+
+
+def test_sync_moves_the_reference_and_only_when_due(tmp_path):
+    t = trainer(tmp_path, sync_ref_model=True, ref_model_sync_steps=2, ref_model_mixup_alpha=0.25, max_steps=3)
+    start = copy.deepcopy(t.model.state_dict())
+    t.train()
+    name = "model.layers.0.mlp.up_proj.weight"
+    # after step 2 the reference was a quarter of the policy of that time, and nothing moved it after that
+    other = trainer(tmp_path, max_steps=2)
+    other.train()
+    expected = 0.75 * start[name] + 0.25 * other.model.state_dict()[name]
+    assert_close(t.reference.model.state_dict()[name], expected.double(), name="reference")
+
+
+def test_sync_with_an_adapter_or_a_cache_is_refused(tmp_path):
+    with pytest.raises(InputError, match="^sync_ref_model: got True"):
+        trainer(tmp_path, sync_ref_model=True, peft_config=peft.LoraConfig(**LORA))
+    with pytest.raises(InputError, match="^sync_ref_model: got True"):
+        trainer(tmp_path, sync_ref_model=True, precompute_ref_log_probs=True)
+
+
+# The cache
+
+
+def cached(tmp_path, **changes):
+    settings = {"precompute_ref_log_probs": True, "ref_cache_dir": str(tmp_path / "cache"), **changes}
+    return trainer(tmp_path, **settings)
+
+
+def stored(tmp_path) -> int:
+    with sqlite3.connect(tmp_path / "cache" / "ref_logps.sqlite") as database:
+        return database.execute("SELECT count(*) FROM logps").fetchone()[0]
+
+
+@pytest.mark.parametrize("strategy", ["random", "sequential", "stratified", "group_by_length"])
+def test_every_step_of_every_epoch_hits(strategy, tmp_path):
+    """Bug of a peer: a cache keyed by the shuffled order."""
+    t = cached(tmp_path, train_sampling_strategy=strategy, max_steps=-1, num_train_epochs=3, train_dataset=rows(16))
+    assert stored(tmp_path) == 2 * 16, "one value a row and one a mismatched pair"
+    orders = []
+    for epoch in range(3):
+        t.samplers[0].set_epoch(epoch)
+        orders.append(list(t.samplers[0]))
+    t.train()
+    assert (t.reference.cache.hits, t.reference.cache.misses) == (3 * 2 * 16, 0)
+    if strategy != "sequential":
+        assert not orders[0] == orders[1] == orders[2], "epochs are shuffled"
+    batches = [{tuple(order[i : i + 4]) for i in range(0, 16, 4)} for order in orders]
+    assert batches[0] == batches[1] == batches[2]
+
+
+def test_cached_and_live_reference_train_alike(tmp_path):
+    runs = []
+    for precompute in (False, True):
+        settings = {"train_sampling_strategy": "sequential", "max_steps": 6, "precompute_ref_log_probs": precompute}
+        t = trainer(tmp_path / str(precompute), ref_model=noisy(tiny_llama()), train_dataset=rows(14), **settings)
+        t.train()
+        runs.append([(line["loss"], line["kl/raw"], line["grad_norm"]) for line in steps(t)])
+    assert runs[0] == runs[1]
+
+
+def test_a_second_run_computes_nothing_and_other_content_everything(tmp_path, caplog):
+    cached(tmp_path, eval_dataset=rows(16).select(range(12, 16)))
+    first = stored(tmp_path)
+    again = cached(tmp_path, train_dataset=rows(), train_sampling_strategy="random", seed=3)
+    assert again.reference.cache.get([b"absent"]) == [None]
+    assert stored(tmp_path) == first
+    again.train()
+    assert again.reference.cache.misses == 1, "only the pair asked for by hand"
+    changed = {
+        "weights": {"model": noisy(tiny_llama())},
+        "adapter": {"model": tuned_adapter()},
+        "precision": {"bf16": True},
+        "weights' dtype": {"model": tiny_llama().bfloat16()},
+        "config": {"model": tiny_llama(rms_norm_eps=1e-3)},
+        "reference": {"ref_model": noisy(tiny_llama(), seed=6)},
+    }
+    for what, settings in changed.items():
+        before = stored(tmp_path)
+        cached(tmp_path, **settings)
+        assert stored(tmp_path) > before, f"another {what} found the values of the first"
+    before = stored(tmp_path)
+    cached(tmp_path, peft_config=peft.LoraConfig(**LORA))
+    cached(tmp_path, peft_config=peft.LoraConfig(**{**LORA, "r": 2}))
+    assert stored(tmp_path) - before == 2 * 12, "adapters that are switched off share their base model's values"
+
+
+def test_a_row_added_later_is_a_miss_that_is_computed_stored_and_reported(tmp_path, caplog):
+    settings = {"train_sampling_strategy": "sequential"}
+    cached(tmp_path, train_dataset=rows(12), **settings)
+    cached(tmp_path, train_dataset=rows(16), **settings)
+    assert stored(tmp_path) == 2 * 16
+    assert "8 computed, 24 found" in caplog.text
+
+
+def test_a_miss_after_the_policy_moved(tmp_path):
+    """Full fine-tuning: refused, the reference is gone. With an adapter or a second model it is computed."""
+    new = rows(20).select(range(12, 20))
+    full = cached(tmp_path)
+    full.train()
+    with pytest.raises(InputError, match="^precompute_ref_log_probs: got 'a pair that was not scored"):
+        full.evaluate(new)
+    for settings in ({"peft_config": peft.LoraConfig(**LORA)}, {"ref_model": noisy(tiny_llama())}):
+        t = cached(tmp_path, **settings)
+        t.train()
+        before = stored(tmp_path)
+        assert t.evaluate(new)["eval_loss"] > 0
+        assert stored(tmp_path) == before + 2 * 8
+        assert t.reference.cache.misses >= 2 * 8
+    early = cached(tmp_path / "early")
+    assert early.evaluate(new)["eval_rewards/chosen"] == 0.0, "before training the policy is still the reference"
+
+
+def test_the_cache_serves_evaluation_sets(tmp_path):
+    evals = {"a": rows(20).select(range(12, 16)), "b": rows(20).select(range(16, 20))}
+    t = cached(tmp_path, eval_dataset=evals, eval_strategy="steps", eval_steps=1)
+    t.train()
+    assert t.reference.cache.misses == 0
+    assert t.reference.cache.hits == 3 * 2 * (4 + 4 + 4)
+
+
+def test_fingerprint_leaves_out_the_adapter_in_training_only():
+    plain = peft.get_peft_model(tiny_llama(), peft.LoraConfig(**{**LORA, "target_modules": ["embed_tokens"]}))
+    before = fingerprint(plain, precision="no")
+    with torch.no_grad():
+        for name, parameter in plain.named_parameters():
+            if "lora" in name:
+                parameter += 1
+    assert fingerprint(plain, precision="no") == before
+    with torch.no_grad():
+        plain.get_base_model().model.norm.weight[0] += 1
+    assert fingerprint(plain, precision="no") != before
+    assert fingerprint(plain, precision="bf16") != fingerprint(plain, precision="no")
+
+
+def write(path, killed):
+    cache = LogpCache(path, "model")
+    for i in range(20):
+        cache.put([bytes([i])], [float(i)])
+    if killed:
+        cache._database.execute("BEGIN IMMEDIATE")
+        cache._database.execute("INSERT INTO logps VALUES ('model', x'ff', 1.0)")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_the_cache_outlives_a_kill_and_serves_two_processes(tmp_path):
+    path = tmp_path / "cache.sqlite"
+    processes = multiprocessing.get_context("fork")
+    writers = [processes.Process(target=write, args=(path, killed)) for killed in (True, False)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(timeout=60)
+    assert [writer.exitcode for writer in writers] == [-signal.SIGKILL, 0]
+    cache = LogpCache(path, "model")
+    assert cache.get([bytes([i]) for i in range(20)]) == [float(i) for i in range(20)]
+    assert cache.get([b"\xff"]) == [None], "a transaction that was not finished leaves nothing"
+    assert (cache.hits, cache.misses) == (20, 1)
+    assert LogpCache(path, "another").get([bytes([3])]) == [None]
+    cache.put([b"\x03"], [7.0])
+    assert cache.get([b"\x03"]) == [7.0]
+    again = pickle.loads(pickle.dumps(cache))
+    assert again.get([b"\x03"]) == [7.0]
+
+
+def test_a_finished_step_uses_no_forward_of_the_reference(tmp_path):
+    """The point of the cache: with it the reference does not run."""
+    t = cached(tmp_path, **STILL)
+    t.reference._compute = None
+    t.train()
+    assert t.state.global_step == 3
