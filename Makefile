@@ -8,7 +8,7 @@ PY     := $(VENV)/bin/python
 JOBS   ?= 2
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo demo-imbalanced test test-slow lint types floors pytest install sanitize package clean
+.PHONY: help demo demo-imbalanced test test-slow lint types floors pytest install sanitize hub gpu compile-table results package clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -44,6 +44,19 @@ sanitize: $(VENV)/.dev  ## the native head's tests under AddressSanitizer and Un
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 PYTHONPATH=$$(ls -d build/sanitize/lib*) \
 	  $(VENV)/bin/pytest tests/test_native.py
+
+hub: $(VENV)/.dev  ## stage the Triton kernels for the kernel Hub in build/hub
+	$(PY) kernels/stage_hub.py build/hub
+
+gpu:  ## on a GPU machine, with the python3 that is there: GPU tests, then benchmarks into benchmarks/results/
+	PYTHONPATH=.:kernels:tests python3 -m pytest tests/gpu -q -p no:cacheprovider
+	PYTHONPATH=.:kernels python3 benchmarks/head_gpu.py --seconds 240
+
+compile-table: $(VENV)/.dev  ## registers, spills and shared memory of every kernel on every architecture (minutes)
+	$(PY) benchmarks/compile_table.py
+
+results: $(VENV)/.dev  ## render the README's figures from benchmarks/results/
+	$(PY) benchmarks/render.py
 
 package: $(VENV)/.dev  ## wheel and sdist into dist/
 	$(PY) -m build --no-isolation

@@ -10,8 +10,9 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from fastkto.backends import choose
-from fastkto.backends.base import Backend, HeadInputs, Wanted
+from fastkto.backends import chosen_name
+from fastkto.backends.base import HeadInputs, Wanted
+from fastkto.backends.ops import run_backward, run_forward
 from fastkto.errors import InputError
 
 IGNORE_INDEX = -100
@@ -60,8 +61,7 @@ def token_logprobs(
     Source: eq. (1) of the contract; arXiv 2402.01306, section 3.
     """
     head, wanted = prepare(hidden, weight, targets, bias, softcap, scale)
-    logps, _, _ = _TokenLogprobs.apply(*_differentiable(head), head, choose(backend, hidden.device), wanted, False)
-    return logps
+    return _apply(head, chosen_name(backend, str(hidden.device)), wanted, stats=False)[0]
 
 
 def token_stats(
@@ -76,7 +76,7 @@ def token_stats(
 ) -> TokenStats:
     """`token_logprobs` with the entropy and the mean logit of each position, from the same pass; same arguments."""
     head, wanted = prepare(hidden, weight, targets, bias, softcap, scale)
-    return TokenStats(*_TokenLogprobs.apply(*_differentiable(head), head, choose(backend, hidden.device), wanted, True))
+    return TokenStats(*_apply(head, chosen_name(backend, str(hidden.device)), wanted, stats=True))
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -88,23 +88,23 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden_ND: torch.Tensor,
         weight_VD: torch.Tensor,
         bias_V: torch.Tensor | None,
-        head: HeadInputs,
-        backend: Backend,
-        wanted: Wanted,
+        targets_N: torch.Tensor,
+        softcap: float | None,
+        scale: float,
+        compute_dtype: torch.dtype,
+        backend: str,
         stats: bool,
+        *wanted: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        unit_dx = wanted.hidden and not (wanted.weight or wanted.bias)
-        with torch.autocast(hidden_ND.device.type, enabled=False):
-            out = backend.forward(head, stats=stats, unit_dx=unit_dx)
-        ctx.backend, ctx.wanted, ctx.settings = (
-            backend,
-            wanted,
-            (head.softcap, head.scale, head.compute_dtype),
-        )
-        if unit_dx:
+        ctx.backend, ctx.wanted, ctx.settings = backend, wanted, (softcap, scale, compute_dtype)
+        hidden_wanted, *rest = wanted
+        ctx.unit_dx = hidden_wanted and not any(rest)
+        head = HeadInputs(hidden_ND, weight_VD, targets_N, bias_V, softcap, scale, compute_dtype)
+        out = run_forward(backend, head, stats=stats, unit_dx=ctx.unit_dx)
+        if ctx.unit_dx:
             ctx.save_for_backward(out.unit_dx_ND)
         else:
-            ctx.save_for_backward(hidden_ND, weight_VD, head.targets_N, bias_V, out.lse_N)
+            ctx.save_for_backward(hidden_ND, weight_VD, targets_N, bias_V, out.lse_N)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(x for x in (out.entropy_N, out.mean_logits_N) if x is not None))
         return out.logps_N, out.entropy_N, out.mean_logits_N
@@ -113,20 +113,18 @@ class _TokenLogprobs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_N: torch.Tensor | None, *_: None) -> tuple[torch.Tensor | None, ...]:
         if grad_N is None:
-            return (None,) * 7
-        if len(ctx.saved_tensors) == 1:
+            return (None,) * 12
+        if ctx.unit_dx:
             (unit_dx_ND,) = ctx.saved_tensors
-            return (grad_N[:, None] * unit_dx_ND).to(unit_dx_ND.dtype), *(None,) * 6
+            return (grad_N[:, None] * unit_dx_ND).to(unit_dx_ND.dtype), *(None,) * 11
         hidden_ND, weight_VD, targets_N, bias_V, lse_N = ctx.saved_tensors
-        softcap, scale, compute_dtype = ctx.settings
-        head = HeadInputs(hidden_ND, weight_VD, targets_N, bias_V, softcap, scale, compute_dtype)
-        with torch.autocast(hidden_ND.device.type, enabled=False):
-            grads = ctx.backend.backward(head, lse_N, grad_N, ctx.wanted)
-        return grads.hidden_ND, grads.weight_VD, grads.bias_V, None, None, None, None
+        head = HeadInputs(hidden_ND, weight_VD, targets_N, bias_V, *ctx.settings)
+        return *run_backward(ctx.backend, head, lse_N, grad_N, Wanted(*ctx.wanted)), *(None,) * 9
 
 
-def _differentiable(head: HeadInputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    return head.hidden_ND, head.weight_VD, head.bias_V
+def _apply(head: HeadInputs, backend: str, wanted: Wanted, *, stats: bool) -> tuple[torch.Tensor, ...]:
+    tensors = head.hidden_ND, head.weight_VD, head.bias_V, head.targets_N
+    return _TokenLogprobs.apply(*tensors, head.softcap, head.scale, head.compute_dtype, backend, stats, *wanted)
 
 
 def prepare(
@@ -173,7 +171,7 @@ def check_head_arguments(
         raise InputError("targets", value, f"int64 of shape ({hidden.shape[0]},)", "Pass one token id a position.")
     if softcap is not None and not softcap > 0:
         raise InputError("softcap", softcap, "a number above 0, or None", "Pass None for a head without softcap.")
-    if targets.device.type == "cpu" and targets.numel():
+    if targets.device.type == "cpu" and targets.numel() and not torch.compiler.is_compiling():
         low, high = int(targets.min()), int(targets.max())
         known = targets[targets != IGNORE_INDEX]
         if high >= weight.shape[0] or (known.numel() and int(known.min()) < 0):

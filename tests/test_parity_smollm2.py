@@ -39,7 +39,8 @@ def rows() -> Dataset:
         ]
     else:
         converted = [json.loads(line) for line in (DEMO / "train.jsonl").read_text().splitlines()]
-    by_class = [[row for row in converted if row["label"] is label] for label in (True, False)]
+    short = [row for row in converted if len(json.dumps([row["prompt"], row["completion"]])) < 600]
+    by_class = [[row for row in short if row["label"] is label] for label in (True, False)]
     pairs = zip(*by_class, strict=False)
     chosen = [{k: row[k] for k in ("prompt", "completion", "label")} for pair in pairs for row in pair]
     return Dataset.from_list(chosen[:24])

@@ -5,9 +5,10 @@ import torch
 from fastkto.backends.base import Backend
 from fastkto.backends.native import NativeBackend
 from fastkto.backends.tiles import TileBackend
+from fastkto.backends.triton import TritonBackend
 from fastkto.errors import InputError
 
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (NativeBackend(), TileBackend())}
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (TritonBackend(), NativeBackend(), TileBackend())}
 """By name, the preferred first."""
 
 
@@ -22,3 +23,9 @@ def choose(name: str, device: torch.device) -> Backend:
         fix = 'Choose backend="auto", or mend what is missing: `fastkto doctor` shows what is here.'
         raise InputError("backend", name, f"one that can serve {device} ({reason})", fix)
     return BACKENDS[name]
+
+
+@torch.compiler.assume_constant_result
+def chosen_name(name: str, device: str) -> str:
+    """`choose(name, device).name`; settled once where `torch.compile` traces through."""
+    return choose(name, torch.device(device)).name

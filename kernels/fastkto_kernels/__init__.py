@@ -6,13 +6,14 @@ Needs torch and triton. Legend: N scored positions, D hidden, V vocabulary, B ro
 from .combine import Kept, Outputs
 from .head import (
     Gradients,
-    Head,
     backward,
+    backward_into,
     block_backward,
     block_forward,
     forward,
     kept_positions,
 )
+from .inputs import Head
 from .kto import RowSums, Terms, kto_terms, row_sums
 from .launch import arch_of
 from .table import Plan, Tile, plan_for
@@ -28,6 +29,7 @@ __all__ = [
     "Tile",
     "arch_of",
     "backward",
+    "backward_into",
     "block_backward",
     "block_forward",
     "forward",
