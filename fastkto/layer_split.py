@@ -22,7 +22,7 @@ from fastkto.layout import Layout, Part, Stash
 
 
 def packed_forward(layout: Layout) -> Callable[..., Any]:
-    """The trunk's forward on a packed sequence, as `model(..., trunk=...)` runs it inside of the model's own forward."""
+    """The trunk on a packed sequence, as `model(..., trunk=...)` runs it inside of the model's own forward."""
 
     def forward(base: Any, *args: Any, **kwargs: Any) -> Any:
         config = base.config.get_text_config()
@@ -38,7 +38,7 @@ def packed_forward(layout: Layout) -> Callable[..., Any]:
 @contextmanager
 def split_layers(model: nn.Module, config: Any, layout: Layout) -> Iterator[None]:
     """Within it each layer of `model` runs as two parts."""
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     inner = {id(m) for layer in layers for m in layer.modules() if m is not layer}
     layers = [layer for layer in layers if id(layer) not in inner]
     if not layers:

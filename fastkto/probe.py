@@ -22,7 +22,7 @@ from fastkto.step import row_logps
 from fastkto.trunk import Batch, Forward
 
 ROWS = 4
-NOISES = 8  # how far packed may be from padded, in units of what rounding does to padded
+NOISES = 4  # how far packed may be from padded, in units of what rounding does to padded
 
 Logps = dict[tuple[str, bytes], float]
 

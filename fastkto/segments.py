@@ -31,25 +31,34 @@ def attend(
 
     q, k, v (1, heads, tokens, d), -> the shape of q with v's d.
     """
-    rows = _target_rows if targets is None else _kl_rows
-    return torch.cat([_row(*x, scores) for x in rows((query, key, value), targets, layout)], dim=2)
+    rows = _target_rows(query, key, value, layout)
+    if targets is not None:
+        rows = _kl_rows(query, (key, value), targets, layout)
+    return torch.cat([_row(*x, scores) for x in rows], dim=2)
 
 
-Row = tuple[torch.Tensor, ...]
+Row = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def _target_rows(qkv: Row, _: None, layout: Layout) -> Iterator[Row]:
+def _target_rows(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout) -> Iterator[Row]:
     """(q, k, v) of every [x_i | y_i]. `split`: its backward is one cat."""
-    yield from zip(*(x.split(layout.target_lengths, dim=2) for x in qkv), strict=True)
+    q, k, v = (x.split(layout.target_lengths, dim=2) for x in (query, key, value))
+    yield from zip(q, k, v, strict=True)
 
 
-def _kl_rows(qkv: Row, targets: Row, layout: Layout) -> Iterator[Row]:
+def _kl_rows(
+    query: torch.Tensor,
+    own: tuple[torch.Tensor, torch.Tensor],
+    targets: tuple[torch.Tensor, torch.Tensor],
+    layout: Layout,
+) -> Iterator[Row]:
     """(q, k, v) of every y'_i, whose keys and values are those of [x_i | y'_i]."""
-    own = [x.split(layout.kl_lengths, dim=2) for x in qkv]
-    rows = [x.split(layout.target_lengths, dim=2) for x in targets]
-    for i, length in enumerate(layout.prompt_lengths):
-        k, v = (torch.cat([x[i][:, :, :length], y[i]], dim=2) for x, y in zip(rows, own[1:], strict=True))
-        yield own[0][i], k, v
+    tails = [x.split(layout.kl_lengths, dim=2) for x in own]
+    prompts = [x.split(layout.target_lengths, dim=2) for x in targets]
+    for i, q in enumerate(query.split(layout.kl_lengths, dim=2)):
+        prompt = slice(0, layout.prompt_lengths[i])
+        k, v = (torch.cat([x[i][:, :, prompt], y[i]], dim=2) for x, y in zip(prompts, tails, strict=True))
+        yield q, k, v
 
 
 def _row(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scores: Scores) -> torch.Tensor:
@@ -57,7 +66,7 @@ def _row(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scores: Sc
     queries, keys = query.shape[2], key.shape[2]
     windowed = scores.window is not None and keys > scores.window
     if scores.softcap is not None:
-        return _softcapped(query, key, value, scores)
+        return _softcapped(query, key, value, scores, scores.softcap)
     square = queries == keys and not windowed
     unmasked = square or (queries == 1 and not windowed)
     return F.scaled_dot_product_attention(
@@ -72,12 +81,14 @@ def _row(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scores: Sc
     )
 
 
-def _softcapped(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scores: Scores) -> torch.Tensor:
+def _softcapped(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scores: Scores, softcap: float
+) -> torch.Tensor:
     """The eager path: scores capped before the mask and softmax in float32, as the stock models do."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     z = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scores.scaling is None else scores.scaling)
-    z = scores.softcap * torch.tanh(z / scores.softcap)
+    z = softcap * torch.tanh(z / softcap)
     mask = _mask(query.shape[2], key.shape[2], scores.window, query.device)
     weights = z.masked_fill(~mask, torch.finfo(z.dtype).min).softmax(-1, dtype=torch.float32).to(query.dtype)
     return F.dropout(weights, p=scores.dropout, training=scores.dropout > 0) @ value

@@ -1,6 +1,7 @@
 """Packed attention in one call of `torch.nn.attention.varlen`, which is flash attention on CUDA in half precision."""
 
 import inspect
+from typing import Any
 
 import torch
 from torch.nn.attention.varlen import varlen_attn
@@ -47,7 +48,7 @@ def attend(
             for x, y in zip(targets, (key, value), strict=True)
         )
     q_TJD, k_THD, v_THD = (x[0].transpose(0, 1) for x in (query, key, value))
-    out_TJD = varlen_attn(
+    out_TJD: Any = varlen_attn(
         q_TJD,
         k_THD,
         v_THD,
@@ -59,4 +60,5 @@ def attend(
         window_size=(-1 if scores.window is None else scores.window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    return out_TJD.transpose(0, 1)[None]
+    result: torch.Tensor = out_TJD.transpose(0, 1)[None]
+    return result

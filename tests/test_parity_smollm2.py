@@ -39,11 +39,11 @@ def rows() -> Dataset:
         ]
     else:
         converted = [json.loads(line) for line in (DEMO / "train.jsonl").read_text().splitlines()]
-    short = [row for row in converted if len(json.dumps([row["prompt"], row["completion"]])) < 600]
+    short = [row for row in converted if len(json.dumps([row["prompt"], row["completion"]])) < 400]
     by_class = [[row for row in short if row["label"] is label] for label in (True, False)]
     pairs = zip(*by_class, strict=False)
     chosen = [{k: row[k] for k in ("prompt", "completion", "label")} for pair in pairs for row in pair]
-    return Dataset.from_list(chosen[:24])
+    return Dataset.from_list(chosen[:12])
 
 
 def sft(model, tokenizer, steps=3):
@@ -63,7 +63,7 @@ def run(kind, model, reference, tokenizer, tmp_path):
     library = {"ours": fastkto, "trl": trl}[kind]
     args = library.KTOConfig(
         output_dir=str(tmp_path / kind),
-        per_device_train_batch_size=4,
+        per_device_train_batch_size=2,
         max_steps=6,
         max_length=256,
         logging_steps=1,

@@ -1,5 +1,6 @@
 """The probe: it lets right models pass, refuses others with a reason, and catches faults planted in the packed path."""
 
+import dataclasses
 import itertools
 
 import peft
@@ -26,14 +27,14 @@ def probed(model, data=DATA, *, kl=True, max_length=64):
     return why_not_packed(Forward(model), chosen, pad_token_id=0, max_length=max_length, kl=kl)
 
 
-@pytest.mark.parametrize("dtype", COMPUTING)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_families_that_pack(name, dtype):
-    assert probed(family(name, dtype=dtype)) is None
+def test_families_that_pack(name):
+    assert probed(family(name)) is None
 
 
-@pytest.mark.parametrize("name", ["qwen3", "gemma2"])
-def test_under_autocast(name):
+@pytest.mark.parametrize("name", ["qwen3", "gemma2", "phi3", "mixtral"])
+def test_in_bf16(name):
+    assert probed(family(name, dtype=torch.bfloat16)) is None
     with torch.autocast("cpu", torch.bfloat16):
         assert probed(family(name)) is None
 
@@ -108,17 +109,6 @@ class OwnAttention(LlamaAttention):
         return self.o_proj(out.transpose(1, 2).flatten(2)), None
 
 
-class Stateful(LlamaDecoderLayer):
-    """A layer that remembers the call before."""
-
-    last = 0.0
-
-    def forward(self, hidden_states, **kwargs):
-        out = super().forward(hidden_states, **kwargs) + self.last
-        self.last = out.detach().mean().item()
-        return out
-
-
 class WithAttention(LlamaDecoderLayer):
     def __init__(self, config, layer_idx):
         super().__init__(config, layer_idx)
@@ -131,17 +121,13 @@ class WithAttention(LlamaDecoderLayer):
         (Smoothed, "mix the sequence"),
         (Deaf, "does not get their keyword arguments"),
         (WithAttention, "mix the sequence"),
-        (Stateful, "mix the sequence|differ"),
     ],
 )
 def test_remote_code(layer, reason):
     model = family("llama")
     torch.manual_seed(0)
     model.model.layers = torch.nn.ModuleList(layer(model.config, i) for i in range(2))
-    model.eval()
-    found = probed(model)
-    assert found is not None
-    assert any(part in found for part in reason.split("|")), found
+    assert reason in probed(model)
 
 
 def test_prompt_learning_and_missing_weights():
@@ -154,36 +140,29 @@ def test_prompt_learning_and_missing_weights():
     assert "weights are not here" in probed(family("llama").to("meta"))
 
 
-def last_of_the_row_before(qkv, _, layout):
+def last_of_the_row_before(query, key, value, layout, rows=segments._target_rows):
     previous = None
-    for q, k, v in zip(*(x.split(layout.target_lengths, dim=2) for x in qkv), strict=True):
+    for q, k, v in rows(query, key, value, layout):
         extra = [] if previous is None else [x[:, :, -1:] for x in previous]
         yield (q, *(torch.cat(x, dim=2) for x in zip(extra, (k, v), strict=True))) if extra else (q, k, v)
         previous = k, v
 
 
 def shifted_prompt(by):
-    def kl_rows(qkv, targets, layout):
-        own = [x.split(layout.kl_lengths, dim=2) for x in qkv]
-        kept = [x.split(layout.target_lengths, dim=2) for x in targets]
-        for i, length in enumerate(layout.prompt_lengths):
-            k, v = (
-                torch.cat([x[i][:, :, : max(0, length + by)], y[i]], dim=2) for x, y in zip(kept, own[1:], strict=True)
-            )
-            yield own[0][i], k, v
+    def kl_rows(query, own, targets, layout, rows=segments._kl_rows):
+        lengths = [max(0, n + by) for n in layout.prompt_lengths]
+        return rows(query, own, targets, dataclasses.replace(layout, prompt_lengths=lengths))
 
     return kl_rows
 
 
-def another_rows_prompt(qkv, targets, layout):
-    own = [x.split(layout.kl_lengths, dim=2) for x in qkv]
-    kept = [x.split(layout.target_lengths, dim=2) for x in targets]
-    for i in range(len(own[0])):
-        j = i - 1
-        k, v = (
-            torch.cat([x[j][:, :, : layout.prompt_lengths[j]], y[i]], dim=2) for x, y in zip(kept, own[1:], strict=True)
-        )
-        yield own[0][i], k, v
+def another_rows_prompt(query, own, targets, layout, rows=segments._kl_rows):
+    last = layout.target_lengths[-1]
+    order = [*layout.target_lengths[-1:], *layout.target_lengths[:-1]]
+    bounds = [0, *itertools.accumulate(order)]
+    prompts = [*layout.prompt_lengths[-1:], *layout.prompt_lengths[:-1]]
+    moved = tuple(torch.cat([x[:, :, -last:], x[:, :, :-last]], dim=2) for x in targets)
+    return rows(query, own, moved, dataclasses.replace(layout, target_bounds=bounds, prompt_lengths=prompts))
 
 
 class FromZero(PackingCollator):
@@ -234,7 +213,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_caught(fault, dtype, monkeypatch):
     monkeypatch.setattr(*FAULTS[fault])
-    reason = probed(family("mistral", dtype=dtype))
+    reason = probed(family("mistral", dtype=dtype, spread=10.0))  # else rounding to bfloat16 is more than some faults
     assert reason is not None
     assert "mix the sequence" in reason or "differ" in reason
 
