@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 TORCH  ?= torch==2.13.0
-# e.g. TORCH="torch --index-url https://download.pytorch.org/whl/cu130" for a GPU build
+# TORCH=torch is the newest CUDA build on Linux; TORCH="torch --index-url URL" takes another index
 PIP    := $(VENV)/bin/pip
 PY     := $(VENV)/bin/python
 JOBS   ?= 2

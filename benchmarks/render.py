@@ -47,7 +47,7 @@ def demo() -> str:
         f"{seconds['wall']:.0f} s of wall time and {seconds['cpu']:.0f} CPU seconds on {result['device']}, "
         f"{result['date'][:10]}, both evaluations included; installing and the one-off model conversion are not. "
         f"`make test` took {result['make_test_seconds'] / 60:.0f} minutes there after installing. The weights are a "
-        "dequantised Q4_1 GGUF, so the untrained model is a little worse than the original.",
+        "dequantised Q4_1 GGUF, not the original ones.",
     ]
     return "\n".join(lines) + "\n"
 

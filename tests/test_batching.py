@@ -50,7 +50,7 @@ def test_padded_where_it_does_not_and_why(tmp_path, warnings):
     collator = chosen(mamba(), tmp_path, max_length=50, pad_to_multiple_of=8)
     assert type(collator) is PaddingCollator
     assert (collator.max_length, collator.pad_to_multiple_of, collator.kl) == (50, 8, True)
-    (warning,) = warnings()
+    (warning,) = [text for text in warnings() if "padded" in text]  # not what mamba says of its own kernels
     assert "Training padded, not packed: a row's log-probs change with the tokens of another row" in warning
 
 
