@@ -18,7 +18,6 @@ _HOMES = {
     "RowOptions": "rows",
     "normalise": "rows",
     "read_rows": "sources",
-    "report": "report",
 }
 
 __all__ = ["__version__", *_HOMES]
