@@ -39,6 +39,8 @@ def choose_collator(
         reason = why_not_packed(forward, candidates, pad_token_id=pad_token_id, max_length=args.max_length, kl=kl)
     reason = _of_any_rank(reason)
     if reason is None:
+        if args.torch_compile:
+            logger.warning("torch_compile leaves packed batches as they are; packing=False compiles padded ones.")
         return PackingCollator(args.max_length, kl=kl, max_tokens=args.max_tokens_per_forward)
     if args.packing:
         fix = "Leave packing unset to train padded, which is as correct and slower."

@@ -24,6 +24,7 @@ from fastkto.layout import Layout, Part, Stash
 def packed_forward(layout: Layout) -> Callable[..., Any]:
     """The trunk on a packed sequence, as `model(..., trunk=...)` runs it inside of the model's own forward."""
 
+    @torch.compiler.disable  # the rows' lengths are host integers: every batch would be compiled anew
     def forward(base: Any, *args: Any, **kwargs: Any) -> Any:
         config = base.config.get_text_config()
         with packed_attention(config), split_layers(base, config, layout):

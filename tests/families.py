@@ -24,7 +24,8 @@ FAMILIES = {
     "qwen3": COMMON | {"head_dim": 8},
     "mistral": COMMON | {"sliding_window": WINDOW},
     "gemma2": COMMON
-    | {"head_dim": 8, "sliding_window": WINDOW, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+    | {"head_dim": 8, "sliding_window": WINDOW, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
+    | {"attn_implementation": "eager"},  # transformers 5.5 chooses sdpa, which leaves the softcap out
     "gemma3_text": COMMON | {"head_dim": 8, "sliding_window": WINDOW, "sliding_window_pattern": 2},
     "phi3": COMMON | {"sliding_window": WINDOW},
     "gpt_neox": NO_KV | {"rotary_pct": 0.5},

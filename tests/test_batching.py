@@ -46,6 +46,14 @@ def test_packed_where_the_model_allows_it(tmp_path, warnings):
     assert not warnings()
 
 
+def test_compiling_is_for_padded_batches(tmp_path, warnings):
+    changes = {"torch_compile": True, "torch_compile_backend": "eager"}
+    assert type(chosen(family("llama"), tmp_path, **changes)) is PackingCollator
+    assert sum("packing=False compiles padded ones" in warning for warning in warnings()) == 1
+    chosen(family("llama"), tmp_path, packing=False, **changes)
+    assert sum("packing=False compiles padded ones" in warning for warning in warnings()) == 1
+
+
 def test_padded_where_it_does_not_and_why(tmp_path, warnings):
     collator = chosen(mamba(), tmp_path, max_length=50, pad_to_multiple_of=8)
     assert type(collator) is PaddingCollator
