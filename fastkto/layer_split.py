@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from fastkto import heap
 from fastkto.attention import CannotPack, packed_attention
 from fastkto.layout import Layout, Part, Stash
 
@@ -89,8 +89,7 @@ def _run_split(
 
     positional, named = part(tail=False)
     if stock is not None and torch.is_grad_enabled():
-        options = dict(getattr(stock, "keywords", {})) | {"use_reentrant": False}
-        first = checkpoint(partial(run, **named), *positional, **options)
+        first = _without_reentry(stock)(partial(run, **named), *positional)
     else:
         first = run(*positional, **named)
     if not layout.kl_tokens:
@@ -104,6 +103,13 @@ def _run_split(
     return _join(first, second, seam)
 
 
+def _without_reentry(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """The checkpointing function as transformers set it up, its offloading too, but with the graph that a split needs."""
+    if isinstance(stock, partial):
+        return partial(stock.func, *stock.args, **stock.keywords | {"use_reentrant": False})
+    return stock
+
+
 def _run_packed(layer: nn.Module, forward: Callable[..., Any], config: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Also what the backward runs again: outside of the model's forward, and not to be checkpointed within itself."""
     with ExitStack() as stack:
@@ -111,7 +117,13 @@ def _run_packed(layer: nn.Module, forward: Callable[..., Any], config: Any, /, *
         for module in layer.modules():
             if isinstance(module, GradientCheckpointingLayer):
                 stack.enter_context(_with_attribute(module, "gradient_checkpointing", False))
+        if torch.is_grad_enabled() and any(_large_on_cpu(x) for x in args):
+            heap.give_back()
         return forward(*args, **kwargs)
+
+
+def _large_on_cpu(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_cpu and value.nbytes >= heap.LARGE
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import copy
 import weakref
+from functools import partial
 
 import peft
 import pytest
@@ -9,6 +10,7 @@ import torch
 from families import COMMON, family
 from test_packed_models import LENGTHS, assert_same_step, rows, step, step_alone
 from tolerance import assert_close
+from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
 
 from fastkto import layer_split
@@ -84,6 +86,22 @@ def test_the_recompute_draws_the_same_masks(name):
     assert not torch.equal(first[0], other[0])
     for (parameter, _), a, b in zip(again.named_parameters(), first[2], second[2], strict=True):
         assert torch.equal(a, b), parameter
+
+
+def test_the_models_own_checkpointing_function_runs_with_its_options():
+    """transformers puts its activation offloading there."""
+    model, calls = checkpointed(family("qwen3")), []
+
+    def offloading(function, *args, **options):
+        calls.append(options)
+        with torch.autograd.graph.save_on_cpu():
+            return checkpoint(function, *args, **options)
+
+    asked = partial(offloading, use_reentrant=True, preserve_rng_state=False)
+    model._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=asked)
+    ours = step(model, packed())
+    assert calls == [{"use_reentrant": False, "preserve_rng_state": False}] * len(model.model.layers)
+    assert_identical(ours, step(family("qwen3").train(), packed()))
 
 
 @pytest.mark.parametrize("ask", ["reentrant", "offloaded", "evaluating"])
