@@ -12,18 +12,11 @@ from torch.autograd.function import once_differentiable
 
 from fastkto.backends import choose
 from fastkto.backends.base import Backend, HeadInputs, Wanted
-from fastkto.backends.tiles import segment_sums
+from fastkto.backends.epilogue import RowSums, Settings, Terms
+from fastkto.backends.tiles import spread
 from fastkto.errors import InputError
 from fastkto.head import TokenStats, prepare, token_logprobs
-from fastkto.loss import (
-    check_loss_arguments,
-    kto_loss,
-    log_ratios_of_pairs,
-    logp_gradients,
-    reference_point,
-    row_weights,
-    utilities,
-)
+from fastkto.loss import check_loss_arguments, check_pairs, class_sums, kto_loss, no_pairs
 
 
 class FusedKTO(NamedTuple):
@@ -41,18 +34,12 @@ class FusedKTO(NamedTuple):
     """(B',) log-ratios of the mismatched pairs, nats; empty for "apo_zero_unpaired"."""
     utilities: torch.Tensor
     """(B,) u_i."""
+    class_sums: torch.Tensor
+    """(6,) count, rewards and logps of the desirable rows, then of the undesirable ones."""
     entropy: torch.Tensor | None
     """(N,) nats, with `stats`."""
     mean_logits: torch.Tensor | None
     """(N,), with `stats`."""
-
-
-class _Settings(NamedTuple):
-    beta: float
-    desirable_weight: float
-    undesirable_weight: float
-    loss_type: str
-    num_rows: float | torch.Tensor
 
 
 def fused_linear_kto(
@@ -110,36 +97,26 @@ def fused_linear_kto(
     head, wanted = prepare(hidden, weight, targets, bias, softcap, scale)
     bounds = _bounds("cu_seqlens", cu_seqlens, hidden.shape[0])
     check_loss_arguments(len(bounds) - 1, ref_logps, labels, beta=beta, loss_type=loss_type)
-    kl_logps = None
-    if loss_type == "kto" and kl_hidden is not None and kl_targets is not None and kl_cu_seqlens is not None:
+    rows = len(bounds) - 1 if num_rows is None else num_rows
+    settings = Settings(beta, desirable_weight, undesirable_weight, loss_type, rows)
+    chosen = choose(backend, hidden.device)
+    kl_B, kl_sum_and_count = ref_logps.new_empty(0, dtype=head.sum_dtype), None
+    if loss_type == "kto":
+        if kl_hidden is None or kl_targets is None or kl_cu_seqlens is None:
+            raise no_pairs()
         kl_bounds = _bounds("kl_cu_seqlens", kl_cu_seqlens, kl_hidden.shape[0])
+        check_pairs((len(kl_bounds) - 1,), ref_kl_logps)
         with torch.no_grad():
             kl_tokens = token_logprobs(
                 kl_hidden, weight, kl_targets, bias=bias, softcap=softcap, scale=scale, backend=backend
             )
-        kl_logps = segment_sums(kl_tokens, kl_bounds)
-    like = ref_logps.new_empty(0, dtype=head.sum_dtype)
-    kl_B = log_ratios_of_pairs(kl_logps, ref_kl_logps, like, loss_type=loss_type)
-    z0 = reference_point(kl_B, reduce) if loss_type == "kto" else like.new_zeros(())
-    rows = len(bounds) - 1 if num_rows is None else num_rows
-    settings = _Settings(beta, desirable_weight, undesirable_weight, loss_type, rows)
-    loss, logps_B, entropy_N, mean_logits_N = _FusedLinearKTO.apply(
-        hidden,
-        weight,
-        bias,
-        head,
-        bounds,
-        labels,
-        ref_logps,
-        z0,
-        settings,
-        choose(backend, hidden.device),
-        wanted,
-        stats,
+        _, kl_B, kl_sum_and_count = chosen.row_sums(kl_tokens, kl_bounds, ref_kl_logps)
+        if reduce is not None:
+            kl_sum_and_count = reduce(kl_sum_and_count)
+    loss, logps_B, z0, rewards_B, u_B, sums, entropy_N, mean_logits_N = _FusedLinearKTO.apply(
+        hidden, weight, bias, head, bounds, labels, ref_logps, kl_sum_and_count, settings, chosen, wanted, stats
     )
-    log_ratios_B = logps_B - ref_logps.detach().to(logps_B.dtype)
-    u_B = utilities(log_ratios_B, labels, z0, beta=beta, loss_type=loss_type)
-    return FusedKTO(loss, beta * log_ratios_B, logps_B, z0, kl_B, u_B, entropy_N, mean_logits_N)
+    return FusedKTO(loss, rewards_B, logps_B, z0, kl_B, u_B, sums, entropy_N, mean_logits_N)
 
 
 class _FusedLinearKTO(torch.autograd.Function):
@@ -155,26 +132,18 @@ class _FusedLinearKTO(torch.autograd.Function):
         bounds: list[int],
         labels_B: torch.Tensor,
         ref_logps_B: torch.Tensor,
-        z0: torch.Tensor,
-        settings: _Settings,
+        kl_sum_and_count: torch.Tensor | None,
+        settings: Settings,
         backend: Backend,
         wanted: Wanted,
         stats: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        weights_B = row_weights(
-            labels_B,
-            desirable_weight=settings.desirable_weight,
-            undesirable_weight=settings.undesirable_weight,
-            dtype=head.sum_dtype,
-        )
+    ) -> tuple[torch.Tensor | None, ...]:
+        parts: list[tuple[RowSums, Terms]] = []
 
-        def row_utilities(rows: slice, logps: torch.Tensor) -> torch.Tensor:
-            log_ratios = logps - ref_logps_B[rows].to(logps.dtype)
-            return utilities(log_ratios, labels_B[rows], z0, beta=settings.beta, loss_type=settings.loss_type)
-
-        def coefficients(rows: slice, logps: torch.Tensor) -> torch.Tensor:
-            u = row_utilities(rows, logps)
-            return logp_gradients(u, labels_B[rows], weights_B[rows], beta=settings.beta, num_rows=settings.num_rows)
+        def coefficients(rows: slice, logps_N: torch.Tensor, row_bounds: Sequence[int]) -> torch.Tensor:
+            sums = backend.row_sums(logps_N, row_bounds, ref_logps_B[rows])
+            parts.append((sums, backend.terms(sums, labels_B[rows], kl_sum_and_count, settings)))
+            return parts[-1][1].coefficients_B
 
         with torch.autocast(hidden_ND.device.type, enabled=False):
             if any(wanted):
@@ -182,12 +151,13 @@ class _FusedLinearKTO(torch.autograd.Function):
                 ctx.save_for_backward(*grads)
             else:
                 out = backend.forward(head, stats=stats, unit_dx=False)
-            logps_B = segment_sums(out.logps_N, bounds)
-            u_B = row_utilities(slice(None), logps_B)
-            loss = (weights_B * torch.sigmoid(-u_B)).sum() / settings.num_rows
+                coefficients(slice(None), out.logps_N, bounds)
+            sums, terms = _joined(parts)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(logps_B, *(x for x in (out.entropy_N, out.mean_logits_N) if x is not None))
-        return loss, logps_B, out.entropy_N, out.mean_logits_N
+        found = (sums.logps_B, terms.z0, terms.rewards_B, terms.utilities_B, terms.class_sums)
+        found += (out.entropy_N, out.mean_logits_N)
+        ctx.mark_non_differentiable(*(x for x in found if x is not None))
+        return terms.loss, *found
 
     @staticmethod
     @once_differentiable
@@ -198,6 +168,26 @@ class _FusedLinearKTO(torch.autograd.Function):
         if grad.device.type != "cpu" or grad.item() != 1:  # to look would make a GPU wait
             grads = [None if x is None else (x * grad).to(x.dtype) for x in grads]
         return *grads, *(None,) * 9
+
+
+def _joined(parts: list[tuple[RowSums, Terms]]) -> tuple[RowSums, Terms]:
+    """The blocks' rows one after another; what is a sum over rows is added up."""
+    if len(parts) == 1:
+        return parts[0]
+    sums, terms = zip(*parts, strict=True)
+    logps_B, ratios_B, both = zip(*sums, strict=True)
+    losses, z0, rewards_B, u_B, coefficients_B, class_sums = zip(*terms, strict=True)
+    return (
+        RowSums(torch.cat(logps_B), torch.cat(ratios_B), torch.stack(both).sum(0)),
+        Terms(
+            torch.stack(losses).sum(),
+            z0[0],
+            torch.cat(rewards_B),
+            torch.cat(u_B),
+            torch.cat(coefficients_B),
+            torch.stack(class_sums).sum(0),
+        ),
+    )
 
 
 def _bounds(name: str, cu_seqlens: Sequence[int] | torch.Tensor, positions: int) -> list[int]:
@@ -217,12 +207,36 @@ def kto_of_token_stats(
     *,
     kl_logps: torch.Tensor | None,
     ref_kl_logps: torch.Tensor | None,
+    backend: str = "auto",
     **loss: Any,
 ) -> FusedKTO:
     """`fused_linear_kto` for log-probs that came from several forwards or through the head's own module.
 
     `kto_loss(row_sums(stats.logps), ...)`; the gradient flows through `stats.logps`. `loss`: as in `kto_loss`.
     """
-    logps_B = segment_sums(stats.logps, cu_seqlens)
+    logps_B = row_sums(stats.logps, cu_seqlens, backend)
     out = kto_loss(logps_B, ref_logps, labels, kl_logps=kl_logps, ref_kl_logps=ref_kl_logps, **loss)
-    return FusedKTO(out.loss, out.rewards, logps_B.detach(), *out[2:], stats.entropy, stats.mean_logits)
+    logps_B = logps_B.detach()
+    sums = class_sums(labels, out.rewards, logps_B)
+    return FusedKTO(out.loss, out.rewards, logps_B, *out[2:], sums, stats.entropy, stats.mean_logits)
+
+
+def row_sums(x_N: torch.Tensor, cu_seqlens: Sequence[int], backend: str = "auto") -> torch.Tensor:
+    """`stack([x[a:b].sum() for a, b in pairs(cu_seqlens)])` (B,), in the order of additions of `fused_linear_kto`.
+
+    So that a policy equal to its reference has log-ratios of exactly 0, however either is scored.
+    """
+    sums: torch.Tensor = _RowSums.apply(x_N, list(cu_seqlens), choose(backend, x_N.device))
+    return sums
+
+
+class _RowSums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_N: torch.Tensor, bounds: list[int], backend: Backend) -> torch.Tensor:
+        ctx.bounds = bounds
+        return backend.row_sums(x_N, bounds, None).logps_B
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_B: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return spread(grad_B, ctx.bounds), None, None

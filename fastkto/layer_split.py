@@ -104,7 +104,7 @@ def _run_split(
 
 
 def _without_reentry(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """The checkpointing function as transformers set it up, its offloading too, but with the graph that a split needs."""
+    """The checkpointing function that transformers set up, offloading too, with the graph that split parts need."""
     if isinstance(stock, partial):
         return partial(stock.func, *stock.args, **stock.keywords | {"use_reentrant": False})
     return stock

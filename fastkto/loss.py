@@ -4,7 +4,7 @@ Equation numbers are those of the contract in the README: Ethayarajh et al., "KT
 Theoretic Optimization" (arXiv 2402.01306), sections 3 and 4.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,10 +31,31 @@ class KTOLoss(NamedTuple):
 
 def reference_point(kl_B: torch.Tensor, reduce: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
     """z0 of eq. (4): `kl.mean().clamp(min=0)`, the mean over all ranks' rows when `reduce` sums over ranks."""
-    sum_and_count = torch.stack([kl_B.sum(), kl_B.new_tensor(float(kl_B.numel()))]).detach()
-    if reduce is not None:
-        sum_and_count = reduce(sum_and_count)
+    both = sum_and_count(kl_B)
+    return clamped_mean(both if reduce is None else reduce(both))
+
+
+def sum_and_count(kl_B: torch.Tensor) -> torch.Tensor:
+    """`stack([kl.sum(), kl.numel()])` (2,), detached: what ranks add up."""
+    return torch.stack([kl_B.sum(), kl_B.new_full((), float(kl_B.numel()))]).detach()
+
+
+def clamped_mean(sum_and_count: torch.Tensor) -> torch.Tensor:
+    """`(sum / count).clamp(min=0)`; a NaN stays."""
     return (sum_and_count[0] / sum_and_count[1]).clamp(min=0)
+
+
+def class_sums(labels_B: torch.Tensor, rewards_B: torch.Tensor, logps_B: torch.Tensor) -> torch.Tensor:
+    """(6,) count, rewards and log-probs of the desirable rows, then of the undesirable ones, for the log."""
+    one_B = torch.ones_like(logps_B)
+    # where, not a product: a non-finite row shows in its own class only
+    return torch.stack(
+        [
+            x.where(rows, torch.zeros_like(x)).sum()
+            for rows in (labels_B, ~labels_B)
+            for x in (one_B, rewards_B, logps_B)
+        ]
+    ).detach()
 
 
 def utilities(
@@ -129,21 +150,34 @@ def log_ratios_of_pairs(
     """k of eq. (3), detached: `kl_logps - ref_kl_logps`; empty for a loss type without a KL term."""
     if loss_type != "kto":
         return like.new_zeros(0)
-    if kl_logps is None or ref_kl_logps is None:
-        raise InputError(
-            "kl_logps and ref_kl_logps",
-            None,
-            'the log-probs of the mismatched pairs for loss_type="kto"',
-            'Pass both, or choose loss_type="apo_zero_unpaired", which has no KL term.',
-        )
-    if kl_logps.shape != ref_kl_logps.shape or kl_logps.numel() == 0:
+    if kl_logps is None:
+        raise no_pairs()
+    ref_kl_logps = check_pairs(kl_logps.shape, ref_kl_logps)
+    return kl_logps.detach().to(like.dtype) - ref_kl_logps.detach().to(like.dtype)
+
+
+def check_pairs(shape: Sequence[int], ref_kl_logps: torch.Tensor | None) -> torch.Tensor:
+    """The reference's log-probs of mismatched pairs of this shape, or an `InputError`."""
+    if ref_kl_logps is None:
+        raise no_pairs()
+    if tuple(shape) != tuple(ref_kl_logps.shape) or ref_kl_logps.numel() == 0:
         raise InputError(
             "ref_kl_logps",
             tuple(ref_kl_logps.shape),
-            f"the non-empty shape of kl_logps, {tuple(kl_logps.shape)}",
+            f"the non-empty shape of kl_logps, {tuple(shape)}",
             "Score the same pairs with both models.",
         )
-    return kl_logps.detach().to(like.dtype) - ref_kl_logps.detach().to(like.dtype)
+    return ref_kl_logps
+
+
+def no_pairs() -> InputError:
+    """Where the KL term lacks its rows."""
+    return InputError(
+        "kl_logps and ref_kl_logps",
+        None,
+        'the log-probs of the mismatched pairs for loss_type="kto"',
+        'Pass both, or choose loss_type="apo_zero_unpaired", which has no KL term.',
+    )
 
 
 def check_loss_arguments(

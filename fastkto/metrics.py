@@ -5,8 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastkto.backends.tiles import segment_sums
-from fastkto.kto import FusedKTO
+from fastkto.kto import FusedKTO, row_sums
 
 SATURATED = 3.6368929  # |u| from which sigmoid(u) * sigmoid(-u) is below a tenth of its maximum of 1/4
 
@@ -49,28 +48,28 @@ def step_sums(
     assert out.entropy is not None
     assert out.mean_logits is not None
     one = out.z0.new_ones(())
-    desirable, undesirable = labels.to(one.dtype), (~labels).to(one.dtype)
-    lengths_B = torch.tensor(cu_seqlens, device=one.device, dtype=one.dtype).diff()
-    logits_B = segment_sums(out.mean_logits, cu_seqlens)
+    desirable, rewards_d, logps_d, undesirable, rewards_u, logps_u = out.class_sums.unbind()
+    lengths_B = torch.tensor(cu_seqlens, dtype=one.dtype).diff().to(one.device, non_blocking=True)
+    logits_B = row_sums(out.mean_logits, cu_seqlens)
 
     def by_class(x_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # where, not a product: a non-finite row shows in its own class only
         zeros = torch.zeros_like(x_B)
         return torch.where(labels, x_B, zeros).sum(), torch.where(labels, zeros, x_B).sum()
 
-    rewards, logps, logits, tokens = (by_class(x) for x in (out.rewards, out.logps, logits_B, lengths_B))
+    logits, tokens = by_class(logits_B), by_class(lengths_B)
     sums = Sums(
         steps=one,
         z0=out.z0,
         kl=out.kl.sum(),
         kl_squared=out.kl.square().sum(),
         kl_rows=one * out.kl.numel(),
-        desirable=desirable.sum(),
-        undesirable=undesirable.sum(),
-        rewards_desirable=rewards[0],
-        rewards_undesirable=rewards[1],
-        logps_desirable=logps[0],
-        logps_undesirable=logps[1],
+        desirable=desirable,
+        undesirable=undesirable,
+        rewards_desirable=rewards_d,
+        rewards_undesirable=rewards_u,
+        logps_desirable=logps_d,
+        logps_undesirable=logps_u,
         logits_desirable=logits[0],
         logits_undesirable=logits[1],
         tokens_desirable=tokens[0],
@@ -119,6 +118,8 @@ def figures(sums: Sums) -> dict[str, float]:
     `num_tokens`: tokens of the target stream since the last line.
     """
     s: Any = Sums(*(x.item() for x in sums))  # type: ignore[arg-type]
+    if not s.steps:  # every one was left out (on_nonfinite="skip")
+        return {"num_tokens": 0.0}
     rows, tokens = s.desirable + s.undesirable, s.tokens_desirable + s.tokens_undesirable
     figures: dict[str, float] = {"kl": s.z0 / s.steps, "num_tokens": s.num_tokens}
     if s.kl_rows:

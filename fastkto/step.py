@@ -5,9 +5,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastkto.backends.tiles import segment_sums
 from fastkto.head import TokenStats, module_token_stats, token_stats
-from fastkto.kto import FusedKTO, fused_linear_kto, kto_of_token_stats
+from fastkto.kto import FusedKTO, fused_linear_kto, kto_of_token_stats, row_sums
 from fastkto.model import Head
 from fastkto.trunk import Batch, Forward, Scored, forwards, run
 
@@ -26,7 +25,7 @@ def row_logps(forward: Forward, batch: Batch, *, graph: bool = False) -> tuple[t
     with torch.set_grad_enabled(graph):
         parts = run(forward, batch, lambda scored: _stats(scored, forward.backend))
     stats, kl_logps = _joined(parts)
-    return segment_sums(stats.logps, batch["cu_seqlens"]), kl_logps
+    return row_sums(stats.logps, batch["cu_seqlens"], forward.backend), kl_logps
 
 
 def kto_step(
@@ -74,7 +73,14 @@ def kto_step(
     parts = run(forward, batch, lambda scored: _stats(scored, forward.backend))
     stats, kl_logps = _joined(parts)
     out = kto_of_token_stats(
-        stats, batch["cu_seqlens"], labels, ref_logps, kl_logps=kl_logps, ref_kl_logps=ref_kl_logps, **loss
+        stats,
+        batch["cu_seqlens"],
+        labels,
+        ref_logps,
+        kl_logps=kl_logps,
+        ref_kl_logps=ref_kl_logps,
+        backend=forward.backend,
+        **loss,
     )
     return out, _mean_aux_loss(parts)
 
@@ -93,7 +99,7 @@ def _stats(scored: Scored, backend: str) -> _PartStats:
     if scored.kl_hidden is not None and scored.kl_targets is not None and scored.kl_cu_seqlens is not None:
         with torch.no_grad():
             kl_tokens = _token_stats(scored.head, scored.kl_hidden, scored.kl_targets, backend)
-        kl_logps = segment_sums(kl_tokens.logps, scored.kl_cu_seqlens)
+        kl_logps = row_sums(kl_tokens.logps, scored.kl_cu_seqlens, backend)
     tokens = _token_stats(scored.head, scored.hidden, scored.targets, backend)
     return _PartStats(tokens, kl_logps, scored.aux_loss, len(scored.cu_seqlens) - 1)
 

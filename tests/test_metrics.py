@@ -7,24 +7,27 @@ import torch
 from tolerance import assert_close, assert_within
 
 from fastkto.kto import FusedKTO
+from fastkto.loss import class_sums
 from fastkto.metrics import SATURATED, Meter, step_sums
 
 
-def output(rows, lengths, *, seed=0, beta=0.1):
+def output(labels, lengths, *, seed=0):
     """What a step returns, with random figures."""
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*shape):
         return torch.randn(*shape, generator=generator)
 
-    tokens = sum(lengths)
+    rows, tokens = len(lengths), sum(lengths)
+    rewards, logps = randn(rows), -5 + randn(rows)
     return FusedKTO(
         loss=randn(()),
-        rewards=randn(rows),
-        logps=-5 + randn(rows),
+        rewards=rewards,
+        logps=logps,
         z0=randn(()).abs(),
         kl=2 + randn(rows),
         utilities=4 * randn(rows),
+        class_sums=class_sums(torch.as_tensor(labels), rewards, logps),
         entropy=randn(tokens).abs(),
         mean_logits=randn(tokens),
     )
@@ -43,7 +46,7 @@ def line():
     meter = Meter(lambda sums: sums)
     outputs = []
     for seed, (lengths, labels) in enumerate(STEPS):
-        out = output(len(lengths), lengths, seed=seed)
+        out = output(labels, lengths, seed=seed)
         outputs.append((out, torch.tensor(labels), lengths))
         meter.add(step_sums(out, torch.tensor(labels), bounds(lengths), num_tokens=sum(lengths), aux_loss=None))
     return meter.flush(), outputs, meter
@@ -100,9 +103,9 @@ def test_flush_starts_anew_and_clear_forgets(line):
 
 def test_ranks_are_reduced_before_anything_is_divided():
     """Bug of a peer: metrics of the main process only; a rank without one class must not hang or give NaN."""
-    out, labels, lengths = output(3, (4, 1, 9)), torch.tensor([True, True, True]), (4, 1, 9)
+    labels, lengths = torch.tensor([True, True, True]), (4, 1, 9)
     other_labels = torch.tensor([False, False, True])
-    other = output(3, lengths, seed=9)
+    out, other = output(labels, lengths), output(other_labels, lengths, seed=9)
     vectors = [
         step_sums(o, each, bounds(lengths), num_tokens=14, aux_loss=None)
         for o, each in ((out, labels), (other, other_labels))
@@ -118,23 +121,25 @@ def test_ranks_are_reduced_before_anything_is_divided():
 
 def test_a_class_that_is_absent_has_no_figure_and_a_bad_row_shows_in_its_own_class():
     lengths = (4, 1, 9)
-    out = output(3, lengths)
-    out.rewards[1] = float("nan")
-    meter = Meter(lambda sums: sums)
     labels = torch.tensor([True, False, True])
+    out = output(labels, lengths)
+    out.rewards[1] = float("nan")
+    out = out._replace(class_sums=class_sums(labels, out.rewards, out.logps))
+    meter = Meter(lambda sums: sums)
     meter.add(step_sums(out, labels, bounds(lengths), num_tokens=14, aux_loss=torch.tensor(2.0)))
     figures = meter.flush()
     assert math.isnan(figures["rewards/rejected"])
     assert math.isnan(figures["rewards/margins"])
     assert math.isfinite(figures["rewards/chosen"])
     assert figures["aux_loss"] == 2.0
-    meter.add(step_sums(output(3, lengths), torch.tensor([True] * 3), bounds(lengths), num_tokens=14, aux_loss=None))
+    good = torch.tensor([True] * 3)
+    meter.add(step_sums(output(good, lengths), good, bounds(lengths), num_tokens=14, aux_loss=None))
     figures = meter.flush()
     assert not {"rewards/rejected", "rewards/margins", "logps/rejected", "logits/rejected", "aux_loss"} & figures.keys()
 
 
 def test_without_a_kl_term_there_are_no_kl_figures():
-    out = output(2, (3, 3))._replace(kl=torch.zeros(0), z0=torch.zeros(()))
+    out = output([True, False], (3, 3))._replace(kl=torch.zeros(0), z0=torch.zeros(()))
     meter = Meter(lambda sums: sums)
     meter.add(step_sums(out, torch.tensor([True, False]), [0, 3, 6], num_tokens=6, aux_loss=None))
     figures = meter.flush()

@@ -127,9 +127,13 @@ def test_logps_depend_on_nothing_but_their_own_position(monkeypatch, d, v):
     assert torch.equal(token_logprobs(hidden.clone().requires_grad_(), weight, targets, backend="native"), logps)
     monkeypatch.setattr(NativeBackend, "block_bytes", 100 * v * 4)
     backend, bounds = NativeBackend(), [0, 40, 41, 120, 300]
+
+    def ones(_, logps_N, rows):
+        return logps_N.new_ones(len(rows) - 1)
+
     for wanted in (Wanted(True, True, False), Wanted(True, False, False)):
         head = HeadInputs(hidden, weight, targets, None, None, 1.0, torch.float32)
-        out, _ = backend.forward_backward(head, bounds, lambda _, x: torch.ones_like(x), wanted, stats=True)
+        out, _ = backend.forward_backward(head, bounds, ones, wanted, stats=True)
         assert torch.equal(out.logps_N, logps)
 
 

@@ -6,6 +6,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from fastkto.backends.epilogue import RowSums, Settings, Terms
+
 
 @dataclass(frozen=True)
 class HeadInputs:
@@ -68,8 +70,8 @@ class Wanted(NamedTuple):
     bias: bool
 
 
-Coefficients = Callable[[slice, torch.Tensor], torch.Tensor]
-"""(rows, logps of those rows) -> d loss / d logp of those rows; called once a block, in order, without a sync."""
+Coefficients = Callable[[slice, torch.Tensor, Sequence[int]], torch.Tensor]
+"""(rows, their positions' logps, their offsets) -> d loss / d logp of those rows; once a block, in order, no sync."""
 
 
 class Backend(Protocol):
@@ -87,6 +89,16 @@ class Backend(Protocol):
 
     def backward(self, head: HeadInputs, lse_N: torch.Tensor, grad_N: torch.Tensor, wanted: Wanted) -> HeadGradients:
         """Gradients of `(grad * logps).sum()`, recomputing the logits."""
+        ...
+
+    def row_sums(self, logps_N: torch.Tensor, bounds: Sequence[int], ref_logps_B: torch.Tensor | None) -> RowSums:
+        """The rows' log-probs and log-ratios, before z0 is known."""
+        ...
+
+    def terms(
+        self, rows: RowSums, labels_B: torch.Tensor, kl_sum_and_count: torch.Tensor | None, loss: Settings
+    ) -> Terms:
+        """The loss, its coefficients and the logged sums, once z0 is."""
         ...
 
     def forward_backward(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from fastkto.backends.base import Coefficients, HeadGradients, HeadInputs, HeadOutputs, Wanted
+from fastkto.backends.epilogue import RowSums, plain_row_sums
 from fastkto.backends.native_ops import (
     Columns,
     Statistics,
@@ -48,6 +49,13 @@ class NativeBackend(TileBackend):
     def unavailable(self, device: torch.device) -> str | None:
         """Not a CPU, or why the library is not there."""
         return f"it serves CPUs, not {device.type}" if device.type != "cpu" else load()
+
+    def row_sums(self, logps_N: torch.Tensor, bounds: Sequence[int], ref_logps_B: torch.Tensor | None) -> RowSums:
+        """Added up in double."""
+        if logps_N.dtype != torch.float32:
+            return super().row_sums(logps_N, bounds, ref_logps_B)
+        sums_B = torch.ops.fastkto_native.row_sums(logps_N, torch.tensor(bounds))
+        return plain_row_sums(sums_B, ref_logps_B)
 
     def tiling(self, head: HeadInputs) -> Tiling:
         """From the caches of this machine: a tile fills the second level, a group of tiles half of the third."""
@@ -245,6 +253,5 @@ def upstream(
     head: HeadInputs, bounds: Sequence[int], rows: slice, coefficients: Coefficients, logps_N: torch.Tensor
 ) -> torch.Tensor:
     """d loss / d logp of each position (N,), from those of its rows."""
-    sums_B = torch.ops.fastkto_native.row_sums(logps_N, torch.tensor(bounds))
-    grad_B = coefficients(rows, sums_B).float()
+    grad_B = coefficients(rows, logps_N, bounds).float()
     return spread(grad_B, bounds).masked_fill(head.targets_N == -100, 0.0)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from fastkto.backends.base import Coefficients, HeadGradients, HeadInputs, HeadOutputs, Wanted
+from fastkto.backends.epilogue import Epilogue
 
 
 @dataclass
@@ -48,7 +49,7 @@ class Folded:
         return HeadOutputs(logps_N, lse_N, entropy_N, self.total_N / head.weight_VD.shape[0], unit_dx_ND)
 
 
-class TileBackend:
+class TileBackend(Epilogue):
     """Pure torch. A subclass replaces `fold` and `to_gradient`, the two passes over a tile."""
 
     name = "tiles"
@@ -127,7 +128,7 @@ class TileBackend:
             block = head.rows(begin, begin + count)
             out, kept = self._forward_keeping(block, stats=stats, keep=count <= positions)
             outputs.append(out)
-            grad_B = coefficients(slice(first, last), segment_sums(out.logps_N, bounds)).to(head.sum_dtype)
+            grad_B = coefficients(slice(first, last), out.logps_N, bounds).to(head.sum_dtype)
             grad_N = spread(grad_B, bounds).masked_fill(block.targets_N == -100, 0.0)
             for start, weight, bias in self._vocabulary(block):
                 dw = None if dw_VD is None else dw_VD[start : start + weight.shape[0]]
@@ -274,12 +275,6 @@ def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
         total.addmm_(a, b)
     else:
         total += product(a, b)
-
-
-def segment_sums(x_N: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
-    """`stack([x[a:b].sum() for a, b in pairs(bounds)])` (B,), with `bounds` counted from its first entry."""
-    sizes = [end - start for start, end in itertools.pairwise(bounds)]
-    return torch.stack([part.sum() for part in x_N.split(sizes)])
 
 
 def spread(x_B: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:

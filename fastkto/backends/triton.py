@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from fastkto.backends.base import Coefficients, HeadGradients, HeadInputs, HeadOutputs, Wanted
-from fastkto.backends.tiles import row_blocks, segment_sums, spread
+from fastkto.backends.epilogue import RowSums, Settings, Terms
+from fastkto.backends.tiles import row_blocks, spread
 
 
 class TritonBackend:
@@ -72,7 +73,7 @@ class TritonBackend:
             for whole, piece in zip(out[:4], found, strict=True):
                 if whole is not None:
                     whole[part] = piece
-            grad_N = spread(coefficients(rows, segment_sums(found.logps, inner)), inner)
+            grad_N = spread(coefficients(rows, found.logps, inner), inner)
             dx = None if dx_ND is None else dx_ND[part]
             if kept is not None:
                 kernels().block_backward(block, found, kept, grad_N, dx=dx, dw=dw_VD, db=db_V, accumulate=not one)
@@ -83,11 +84,28 @@ class TritonBackend:
         db_V = None if db_V is None or head.bias_V is None else db_V.to(head.bias_V.dtype)
         return out, HeadGradients(dx_ND, dw_VD, db_V)
 
+    def row_sums(self, logps_N: torch.Tensor, bounds: Sequence[int], ref_logps_B: torch.Tensor | None) -> RowSums:
+        """One launch for all rows."""
+        offsets = torch.tensor(bounds).sub_(bounds[0]).to(logps_N.device, non_blocking=True)
+        ref_logps_B = logps_N.new_zeros(len(bounds) - 1) if ref_logps_B is None else ref_logps_B.to(logps_N.dtype)
+        return RowSums(*kernels().row_sums(logps_N, offsets, ref_logps_B))
+
+    def terms(
+        self, rows: RowSums, labels_B: torch.Tensor, kl_sum_and_count: torch.Tensor | None, loss: Settings
+    ) -> Terms:
+        """One launch."""
+        num_rows = loss.num_rows
+        if not isinstance(num_rows, torch.Tensor):
+            num_rows = rows.logps_B.new_full((1,), num_rows)
+        weights = {"desirable_weight": loss.desirable_weight, "undesirable_weight": loss.undesirable_weight}
+        sums = kernels().RowSums(*rows)
+        return Terms(*kernels().kto_terms(sums, labels_B, kl_sum_and_count, num_rows, beta=loss.beta, **weights))
+
     def _frozen(
         self, head: HeadInputs, bounds: list[int], coefficients: Coefficients, *, stats: bool
     ) -> tuple[HeadOutputs, HeadGradients]:
         out = self.forward(head, stats=stats, unit_dx=True)
-        grad_B = coefficients(slice(0, len(bounds) - 1), segment_sums(out.logps_N, bounds))
+        grad_B = coefficients(slice(0, len(bounds) - 1), out.logps_N, bounds)
         assert out.unit_dx_ND is not None
         dx_ND = out.unit_dx_ND.mul_(spread(grad_B, bounds)[:, None])
         return out._replace(unit_dx_ND=None), HeadGradients(dx_ND, None, None)

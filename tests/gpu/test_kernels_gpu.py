@@ -12,8 +12,9 @@ import torch
 from tolerance import assert_close
 
 from fastkto import oracle
-from fastkto.backends.base import HeadInputs, Wanted
-from fastkto.backends.triton import TritonBackend
+from fastkto.head import token_logprobs
+from fastkto.kto import fused_linear_kto
+from fastkto.metrics import step_sums
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 OPTIONS = list(itertools.product((False, True), (None, 5.0), (1.0, 0.25)))
@@ -91,21 +92,22 @@ def test_log_probs_are_those_of_float32_logits():
     assert error.mean().abs() < 1e-6
 
 
-@pytest.mark.parametrize("wanted", [Wanted(True, False, False), Wanted(True, True, False)])
-def test_nothing_waits_for_the_gpu_small(wanted):
-    head = make(64, 64, 1000, torch.bfloat16)
-    given = HeadInputs(head.hidden, head.weight, head.targets, None, None, 1.0, torch.bfloat16)
-    backend, bounds = TritonBackend(), [0, 20, 50, 64]
-    labels, step = torch.ones(3, dtype=torch.bool, device="cuda"), torch.full((1,), 3.0, device="cuda")
-    offsets, ref = torch.tensor(bounds, device="cuda"), torch.zeros(3, device="cuda")
+@pytest.mark.parametrize("trained", [False, True])
+def test_nothing_waits_for_the_gpu_small(trained):
+    """Both streams of the head, the loss and the backward, under a check that raises where the host would wait."""
+    head, kl = make(64, 64, 1000, torch.bfloat16), make(40, 64, 1000, torch.bfloat16)
+    hidden, weight = head.hidden.requires_grad_(), head.weight.requires_grad_(trained)
+    labels, ref = torch.tensor([True, False, True], device="cuda"), torch.full((3,), -150.0, device="cuda")
+    pairs = {"kl_hidden": kl.hidden, "kl_targets": kl.targets, "kl_cu_seqlens": [0, 10, 40], "ref_kl_logps": ref[:2]}
 
     def run():
-        out, _ = backend.forward_backward(
-            given, bounds, lambda rows, logps: -0.1 * torch.ones_like(logps), wanted, stats=True
-        )
-        backend.backward(given, out.lse_N, out.logps_N, wanted)
-        rows = fk.row_sums(out.logps_N, offsets, ref)
-        return fk.kto_terms(rows, labels, rows.sum_and_count, step, beta=0.1)
+        for rows in (None, torch.full((1,), 6.0, device="cuda")):
+            out = fused_linear_kto(
+                hidden, weight, head.targets, [0, 20, 50, 64], labels, ref, **pairs, num_rows=rows, stats=True
+            )
+            out.loss.backward()
+            step_sums(out, labels, [0, 20, 50, 64], num_tokens=64, aux_loss=None)
+        token_logprobs(hidden, weight, head.targets).sum().backward()
 
     run()
     torch.cuda.set_sync_debug_mode("error")
