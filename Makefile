@@ -55,7 +55,8 @@ gpu:  ## on a GPU machine, with the python3 that is there: GPU tests, then bench
 compile-table: $(VENV)/.dev  ## registers, spills and shared memory of every kernel on every architecture (minutes)
 	$(PY) benchmarks/compile_table.py
 
-results: $(VENV)/.dev  ## render the README's figures from benchmarks/results/
+results: $(VENV)/.dev  ## render the README's figures and picture from benchmarks/results/
+	$(PY) benchmarks/draw.py
 	$(PY) benchmarks/render.py
 
 package: $(VENV)/.dev  ## wheel and sdist into dist/

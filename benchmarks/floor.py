@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from counts import PASSES, flops, linear_shapes
 from machine import machine
-from step import FEEDBACK, ROOT
+from step import ROOT
 from step_systems import build
 from transformers import TrainerCallback
 
@@ -65,7 +65,7 @@ def main() -> None:
     """Print the floor and the profile."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / ".cache" / "SmolLM2-135M-Instruct-from-Q4_1"))
-    parser.add_argument("--data", default=str(FEEDBACK))
+    parser.add_argument("--data", type=Path, help="real rows; unset: rows of the committed lengths")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--max_length", type=int, default=1024)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from machine import machine
-from step import FEEDBACK, ROOT
+from step import ROOT
 from step_systems import Case, sft
 from transformers import TrainerCallback
 
@@ -105,7 +105,7 @@ def main() -> None:
     """Print both ways."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / ".cache" / "SmolLM2-135M-Instruct-from-Q4_1"))
-    parser.add_argument("--data", default=str(FEEDBACK))
+    parser.add_argument("--data", type=Path, help="real rows; unset: rows of the committed lengths")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--max_length", type=int, default=1024)

@@ -22,7 +22,6 @@ from typing import Any
 from machine import machine
 
 ROOT = Path(__file__).parents[1]
-FEEDBACK = ROOT.parent / "shared" / "data" / "kto_en_demo.json"
 SYSTEMS = ("fastkto", "trl", "trl-compact", "fastkto-cached", "sft", "trl-sft")
 SAME_STEP = ({"fastkto", "trl", "trl-compact", "fastkto-cached"}, {"sft", "trl-sft"})
 
@@ -109,7 +108,7 @@ def summary(steps: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / ".cache" / "SmolLM2-135M-Instruct-from-Q4_1"))
-    parser.add_argument("--data", default=str(FEEDBACK))
+    parser.add_argument("--data", type=Path, help="real rows; unset: rows of the committed lengths")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--max_length", type=int, default=1024)
@@ -133,7 +132,7 @@ def main() -> None:
         result = {
             **machine(),
             "model": Path(options.model).name,
-            "data": Path(options.data).name,
+            "data": options.data.name if options.data else "lengths.json",
             **settings,
             "summary": table,
             "steps": steps,

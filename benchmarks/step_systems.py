@@ -4,8 +4,6 @@ Legend: N scored positions, D hidden.
 """
 
 import copy
-import json
-import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 from datasets import Dataset
+from rows import rows
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 import fastkto
@@ -64,18 +63,6 @@ class _CrossEntropy(torch.autograd.Function):
         return hidden_ND * grad, weight_VD * grad, None, None
 
 
-def rows(path: Path, seed: int) -> list[dict[str, Any]]:
-    """Prompt, completion and label of every row, shuffled."""
-    lines = path.read_text(encoding="utf-8")
-    examples = json.loads(lines) if path.suffix == ".json" else [json.loads(line) for line in lines.splitlines()]
-    converted = [
-        {"prompt": e["messages"][:-1], "completion": e["messages"][-1:], "label": e["label"]} if "messages" in e else e
-        for e in examples
-    ]
-    random.Random(seed).shuffle(converted)
-    return [{key: row[key] for key in ("prompt", "completion", "label")} for row in converted]
-
-
 class Case:
     """One model, its rows and the settings that every system shares."""
 
@@ -83,7 +70,7 @@ class Case:
         self.options, self.callback = options, callback
         self.model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
         self.tokenizer = AutoTokenizer.from_pretrained(options.model)
-        self.rows = Dataset.from_list(rows(Path(options.data), options.seed))
+        self.rows = Dataset.from_list(rows(options.data, self.tokenizer, options.seed))
 
     def config(self, kind: type, **changes: Any) -> Any:
         """The same settings for each kind of configuration."""
