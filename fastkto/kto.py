@@ -154,8 +154,8 @@ class _FusedLinearKTO(torch.autograd.Function):
                 coefficients(slice(None), out.logps_N, bounds)
             sums, terms = _joined(parts)
         ctx.set_materialize_grads(False)
-        found = (sums.logps_B, terms.z0, terms.rewards_B, terms.utilities_B, terms.class_sums)
-        found += (out.entropy_N, out.mean_logits_N)
+        rows = sums.logps_B, terms.z0, terms.rewards_B, terms.utilities_B, terms.class_sums
+        found = *rows, out.entropy_N, out.mean_logits_N
         ctx.mark_non_differentiable(*(x for x in found if x is not None))
         return terms.loss, *found
 

@@ -1,0 +1,48 @@
+"""HALOs: `import fastkto.integrations.halos` at the top of its `launch.py` replaces `train.trainers.KTOTrainer`.
+
+Run from a checkout of HALOs, which is not a package. Its data, loss, metrics and checkpoints stay as they are.
+"""
+
+from typing import Any
+
+import torch
+from train import trainers
+
+from fastkto.integrations.padded import padded_scorer, teach
+from fastkto.integrations.versions import require_parameters
+
+_NAME = "fastkto.integrations.halos"
+
+require_parameters(trainers.KTOTrainer.forward, "model", "batch", integration=_NAME)
+require_parameters(trainers.KTOTrainer.get_batch_logps, "logits", "labels", integration=_NAME)
+
+
+class KTOTrainer(trainers.KTOTrainer):
+    """The host's trainer with fastkto's head under the policy, the reference and both of their KL forwards."""
+
+    def prepare_accelerator(self) -> None:
+        """As the host does, on models that know a scorer."""
+        teach(self.policy)
+        teach(self.reference_model)
+        super().prepare_accelerator()
+
+    def forward(self, model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Per-token log-probs (rows, L - 1) of the desirable rows, the undesirable ones and the mismatched pairs."""
+
+        def logps(stream: str) -> torch.Tensor:
+            ids, mask = batch[f"{stream}_combined_input_ids"], batch[f"{stream}_combined_attention_mask"]
+            scores = model(ids, attention_mask=mask, scorer=padded_scorer(batch[f"{stream}_labels"]))
+            result: torch.Tensor = scores.logps
+            return result
+
+        with self.accelerator.autocast():
+            with torch.no_grad():
+                kl_logps = logps("KL")
+            target_logps = logps("target")
+        rows = {
+            status: [i for i, each in enumerate(batch["status"]) if each == status] for status in ("chosen", "rejected")
+        }
+        return target_logps[rows["chosen"]], target_logps[rows["rejected"]], kl_logps
+
+
+trainers.KTOTrainer = KTOTrainer

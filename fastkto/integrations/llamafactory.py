@@ -1,0 +1,61 @@
+"""LLaMA-Factory 0.9.5: `import fastkto.integrations.llamafactory`, or `python -m fastkto.integrations.llamafactory
+config.yaml` in place of `llamafactory-cli train config.yaml`. Its KTO then scores through fastkto's head.
+
+The host's data, sampler, reference model, loss, metrics and checkpoints stay as they are; the logits never exist.
+"""
+
+from typing import Any
+
+import torch
+
+from fastkto.errors import InputError
+from fastkto.head import IGNORE_INDEX
+from fastkto.integrations.padded import padded_scorer, teach
+from fastkto.integrations.versions import require_parameters, require_version
+
+_NAME = "fastkto.integrations.llamafactory"
+_TEXT = ("input_ids", "attention_mask", "labels", "token_type_ids", "position_ids")
+
+require_version("llamafactory", known=("0.9.5",), integration=_NAME)
+require_version("trl", known=("0.24.0",), integration=_NAME)
+
+from llamafactory.train.kto import workflow  # noqa: E402 - not before its version is known
+from llamafactory.train.kto.trainer import CustomKTOTrainer  # noqa: E402
+
+require_parameters(CustomKTOTrainer.forward, "model", "batch", "prefix", integration=_NAME)
+
+
+class KTOTrainer(CustomKTOTrainer):
+    """The host's trainer with fastkto's head under the policy, the reference and both of their KL forwards."""
+
+    def __init__(self, model: Any, ref_model: Any, *args: Any, **kwargs: Any) -> None:
+        for each in (model, ref_model):
+            if each is not None:
+                teach(each)
+        super().__init__(model, ref_model, *args, **kwargs)
+
+    def forward(
+        self, model: Any, batch: dict[str, torch.Tensor], prefix: str = ""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B, L) sums of logits, which the host sums further for its metrics; (B,) log-probs; their token means."""
+        _refuse_media(batch)
+        labels = batch[f"{prefix}labels"]
+        inputs = {name: batch[prefix + name] for name in _TEXT if name != "labels" and prefix + name in batch}
+        scores = model(**inputs, scorer=padded_scorer(labels))
+        logps = scores.logps.sum(-1)
+        return scores.logit_sums, logps, logps / (labels[:, 1:] != IGNORE_INDEX).sum(-1)
+
+
+def _refuse_media(batch: dict[str, Any]) -> None:
+    known = {*_TEXT, "kto_tags", *(f"kl_{name}" for name in _TEXT)}
+    unknown = sorted(name for name, value in batch.items() if name not in known and value is not None)
+    if unknown:
+        raise InputError("batch", unknown, "text: input ids, masks and labels", "Train this model without fastkto.")
+
+
+workflow.CustomKTOTrainer = KTOTrainer
+
+if __name__ == "__main__":
+    from llamafactory.train.tuner import run_exp
+
+    run_exp()

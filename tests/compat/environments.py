@@ -1,0 +1,119 @@
+"""One environment a host pin: install the host, add fastkto, look that nothing of the host's moved, run its test.
+
+    python tests/compat/environments.py --at DIR [HOST...]      all hosts without a name
+
+Needs an index of Python packages and nothing else. Run it with an interpreter that has torch and setuptools: it builds
+fastkto's wheel once. The outcome of every host goes to `tests/compat/results.json`, with its date.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import venv
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "tests/compat/results.json"
+TORCH = "torch==2.13.0"
+TESTING = ["pytest>=8", "pytest-benchmark>=5"]
+
+
+class Host(NamedTuple):
+    """What is pinned, and the tests that run the host's own path beside ours."""
+
+    pins: list[str]
+    tests: list[str]
+
+
+HOSTS = {
+    "trl-1.16": Host([TORCH, "trl==1.16.0", "peft"], ["test_trl.py", "test_trl_data.py", "test_trl_head.py"]),
+    "trl-1.9": Host([TORCH, "trl==1.9.0", "transformers==5.16.1", "peft"], ["test_trl.py"]),
+    "liger-0.8.5": Host([TORCH, "liger-kernel==0.8.5"], ["test_liger.py"]),
+    "llamafactory-0.9.5": Host(
+        # the newest torch for which there is a torchaudio, which it imports
+        ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0", "llamafactory==0.9.5", "trl==0.24.0"],
+        ["test_llamafactory.py"],
+    ),
+    "ms-swift-4.6.0": Host([TORCH, "ms-swift==4.6.0", "trl==0.29.1", "transformers==5.19.0"], ["test_swift.py"]),
+}
+
+
+def main() -> None:
+    """Every host that was asked for, one after the other; the exit status is that of the worst."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("hosts", nargs="*", metavar="HOST", help=f"of {', '.join(HOSTS)}")
+    parser.add_argument("--at", type=Path, required=True, help="folder for the environments; existing ones are used")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.hosts) - set(HOSTS):
+        parser.error(f"unknown hosts {sorted(unknown)}, known are {', '.join(HOSTS)}")
+    wheel = build_wheel(arguments.at / "wheel")
+    outcomes = {name: check(name, arguments.at / name, wheel) for name in arguments.hosts or HOSTS}
+    record(outcomes)
+    sys.exit(any(outcome["failed"] for outcome in outcomes.values()))
+
+
+def build_wheel(folder: Path) -> Path:
+    """fastkto as a user of a package index would get it."""
+    for old in folder.glob("*.whl"):
+        old.unlink()
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--wheel-dir", folder, ROOT], check=True)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def check(name: str, folder: Path, wheel: Path) -> dict[str, object]:
+    """Install, compare what is installed before and after, test."""
+    host, python = HOSTS[name], folder / "bin/python"
+    if not python.exists():
+        venv.create(folder, with_pip=True)
+        install(python, *host.pins, *TESTING)
+    subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", "fastkto"], check=True)
+    before = installed(python)
+    install(python, str(wheel))
+    moved = sorted(set(before.items()) - set(installed(python).items()))
+    print(f"{name}: installing fastkto moved {moved or 'nothing'} of {len(before)} packages", flush=True)
+    # not `python -m pytest`: it puts the checkout in front of the package that was installed
+    tests = [ROOT / "tests/compat" / test for test in host.tests]
+    test = [folder / "bin/pytest", *tests, "-q", "-s", "-p", "no:cacheprovider"]
+    offline = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(test, cwd=ROOT, env=offline, capture_output=True, text=True, check=False)
+    print(done.stdout, done.stderr, sep="", flush=True)
+    summary = next((line for line in reversed(done.stdout.splitlines()) if " in " in line), "no summary")
+    ran = "passed" in summary and "skipped" not in summary and done.returncode == 0
+    kept = {package: before.get(package) for package in ("torch", "transformers", "trl", "peft", "accelerate")}
+    return {
+        "date": datetime.date.today().isoformat(),
+        "python": platform.python_version(),
+        "packages": kept,
+        "moved_by_installing_fastkto": moved,
+        "tests": host.tests,
+        "summary": summary.strip("= "),
+        "failed": bool(moved) or not ran,
+    }
+
+
+def install(python: Path, *packages: str) -> None:
+    """By the environment's own pip."""
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+
+
+def installed(python: Path) -> dict[str, str]:
+    """Name to version, as `pip list --format=freeze` has them."""
+    done = subprocess.run([python, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True)
+    return dict(line.split("==", 1) for line in done.stdout.split())
+
+
+def record(outcomes: dict[str, dict[str, object]]) -> None:
+    """Replace the entries of these hosts, keep the others'."""
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    RESULTS.write_text(json.dumps(known | outcomes, indent=2, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()

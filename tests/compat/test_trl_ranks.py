@@ -1,0 +1,58 @@
+"""`fastkto.integrations.trl.KTOTrainer` on two processes: TRL's loss, gradient norm and metrics over both."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hosts import compare
+from training import rows
+from trl_runs import build, ours, trl
+
+LIBRARIES = {"ours": ours, "host": trl}
+
+
+def main(folder):
+    """What every rank runs."""
+    for name, library in LIBRARIES.items():
+        trainer = build(library, folder / name, evals=rows(16), eval_strategy="steps", eval_steps=3)
+        trainer.train()
+        (folder / f"{name}-{trainer.args.process_index}.json").write_text(json.dumps(trainer.state.log_history))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(folder)],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=here.parents[1],
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(error[-3000:] for error in errors)
+    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_ranks_equal_the_host(logs, rank):
+    compare(logs[f"ours-{rank}"], logs[f"host-{rank}"])
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
