@@ -8,7 +8,7 @@ PY     := $(VENV)/bin/python
 JOBS   ?= 2
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo demo-imbalanced test test-slow lint types floors pytest install sanitize compat hub gpu compile-table results package clean
+.PHONY: help demo demo-imbalanced test test-slow lint types floors pytest install sanitize faults compat hub gpu compile-table results package clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -44,6 +44,9 @@ sanitize: $(VENV)/.dev  ## the native head's tests under AddressSanitizer and Un
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 PYTHONPATH=$$(ls -d build/sanitize/lib*) \
 	  $(VENV)/bin/pytest tests/test_native.py
+
+faults: $(VENV)/.dev  ## every fault and bad input: what was lost, and the message (minutes)
+	PYTHONPATH=tests OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m faults
 
 compat: $(VENV)/.dev  ## one environment a host pin, each host's own test in it (slow); HOSTS="liger-0.8.5 ..." picks
 	$(PY) tests/compat/environments.py --at build/compat $(HOSTS)

@@ -12,7 +12,7 @@ from fastkto.model import unwrap_peft
 from fastkto.packing import PackingCollator
 from fastkto.padding import PaddingCollator
 from fastkto.pairing import PairableSampler
-from fastkto.probe import probe_rows, why_not_packed, window_of
+from fastkto.probe import NO_WEIGHTS, probe_rows, why_not_packed, window_of
 from fastkto.trunk import Forward
 
 logger = logging.get_logger(__name__)
@@ -41,6 +41,8 @@ def choose_collator(
     if reason is None:
         if args.torch_compile:
             logger.warning("torch_compile leaves packed batches as they are; packing=False compiles padded ones.")
+        if multiple is not None:
+            logger.warning("pad_to_multiple_of has no effect: packed batches hold no padding (packing=False pads).")
         return PackingCollator(args.max_length, kl=kl, max_tokens=args.max_tokens_per_forward)
     if args.packing:
         fix = "Leave packing unset to train padded, which is as correct and slower."
@@ -50,12 +52,13 @@ def choose_collator(
 
 
 def _of_any_rank(reason: str | None) -> str | None:
-    """Ranks that disagreed would run other numbers of forwards, and hang."""
+    """Ranks that disagreed would run other numbers of forwards, and hang; one without weights has no say."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return reason
     reasons: list[str | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(reasons, reason)
-    return next((each for each in reasons if each is not None), None)
+    tried = [each for each in reasons if each != NO_WEIGHTS] or [NO_WEIGHTS]
+    return next((each for each in tried if each is not None), None)
 
 
 def pairable_sampler(rows: Any, batch_size: int, strategy: str, args: KTOConfig) -> PairableSampler:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
+from fastkto.disk import writing
 from fastkto.errors import InputError
 
 logger = logging.get_logger(__name__)
@@ -29,18 +29,20 @@ class MetricsFile(TrainerCallback):
         if not state.is_world_process_zero:
             return
         path = Path(args.output_dir) / METRICS_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_suffix(".jsonl.new")
-        new.write_text("".join(map(_json_line, state.log_history)), encoding="utf-8")
-        os.replace(new, path)
+        with writing("output_dir", path, "the log"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new = path.with_suffix(".jsonl.new")
+            new.write_text("".join(map(_json_line, state.log_history)), encoding="utf-8")
+            os.replace(new, path)
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Append the newest line."""
         if state.is_world_process_zero and state.log_history:
             path = Path(args.output_dir) / METRICS_FILE
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(_json_line(state.log_history[-1]))
+            with writing("output_dir", path, "the log"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(_json_line(state.log_history[-1]))
 
 
 def _json_line(line: dict[str, Any]) -> str:
@@ -75,7 +77,7 @@ class SamplerEpoch(TrainerCallback):
 class MovingReference(TrainerCallback):
     """TR-DPO (arXiv 2404.09656): every tau steps, reference = alpha * policy + (1 - alpha) * reference.
 
-    The reference is saved with each checkpoint, and `load` takes it from there.
+    `save` puts the reference into a checkpoint, before the file that makes it whole; `load` takes it from there.
     """
 
     file = "reference.pt"
@@ -83,11 +85,9 @@ class MovingReference(TrainerCallback):
     def __init__(self, policy: nn.Module, reference: nn.Module) -> None:
         self.policy, self.reference = policy, reference
 
-    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Put the reference into the checkpoint just written."""
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            torch.save(self.reference.state_dict(), folder / self.file)
+    def save(self, checkpoint: str) -> None:
+        """Put the reference beside the policy's weights."""
+        torch.save(self.reference.state_dict(), Path(checkpoint) / self.file)
 
     def load(self, checkpoint: str) -> None:
         """The reference as it was when the checkpoint was written."""

@@ -13,6 +13,7 @@ from fastkto.loss import LOSS_TYPES
 
 logger = logging.get_logger(__name__)
 
+ON_NONFINITE = ("stop", "skip")
 SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length", "stratified")
 
 
@@ -87,6 +88,14 @@ class KTOConfig(TrainingArguments):
         default=None,
         metadata={"help": "Split a micro-batch into forwards of at most this many tokens that share one z0."},
     )
+    on_nonfinite: str = field(
+        default="stop",
+        metadata={
+            "help": "A NaN or inf in an optimizer step's loss, log-probs or gradients: end the run with the row ids, "
+            "or leave the step out and count it.",
+            "choices": list(ON_NONFINITE),
+        },
+    )
     head_backend: str = field(default="auto", metadata={"help": "Backend of the LM head; see `fastkto doctor`."})
     activation_offloading: bool = field(default=False, metadata={"help": "Keep activations in CPU memory."})
     sync_ref_model: bool = field(default=False, metadata={"help": "Move the reference towards the policy (TR-DPO)."})
@@ -125,7 +134,11 @@ class KTOConfig(TrainingArguments):
             self.liger_kernel_config = {**kernels, "fused_linear_cross_entropy": False}
 
     def _check(self) -> None:
-        for name, allowed in (("loss_type", LOSS_TYPES), ("train_sampling_strategy", SAMPLING_STRATEGIES)):
+        for name, allowed in (
+            ("loss_type", LOSS_TYPES),
+            ("train_sampling_strategy", SAMPLING_STRATEGIES),
+            ("on_nonfinite", ON_NONFINITE),
+        ):
             if getattr(self, name) not in allowed:
                 raise InputError(name, getattr(self, name), f"one of {allowed}", "Correct the name.")
         positive = ("beta", "undesirable_weight", "max_length", "max_tokens_per_forward", "desirable_weight")

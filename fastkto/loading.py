@@ -1,12 +1,12 @@
 """From what the trainer is given to a policy, its tokenizer and its adapter, each checked."""
 
-import os
+import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from fastkto.config import KTOConfig
@@ -35,17 +35,39 @@ def load_policy(
             if value is not None:
                 fix = "Pass the model's id or folder instead of the loaded model, or leave the argument out."
                 raise InputError(name, value, "None with a model that is already loaded", fix)
+        check_trains("model", getattr(model, "is_loaded_in_4bit", False), args)
         return check_weights("model", model)
     kwargs: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
     if quantization_config is not None:
         kwargs["quantization_config"] = quantization_config
+        check_trains("quantization_config", quantization_config.load_in_4bit, args)
     dtype = kwargs.setdefault("dtype", "float32")
     if isinstance(dtype, str):
         if dtype not in DTYPES:
             raise InputError("dtype", dtype, f"one of {DTYPES}", "Correct the name.")
         kwargs["dtype"] = dtype if dtype == "auto" else getattr(torch, dtype)
     kwargs.setdefault("trust_remote_code", args.trust_remote_code)
-    return check_weights("model", AutoModelForCausalLM.from_pretrained(model, **kwargs))
+    kwargs.setdefault("use_safetensors", True)  # a pickle can run code
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(model, **kwargs)
+    except (RuntimeError, OSError, ValueError, SafetensorError) as error:
+        raise _why_not_loaded(model, error) or error from error
+    return check_weights("model", loaded)
+
+
+def _why_not_loaded(model: str, error: Exception) -> InputError | None:
+    """What transformers and safetensors say of a model that cannot be loaded, where it can be said better."""
+    if isinstance(error, SafetensorError):
+        return InputError("model", model, f"weights that are whole, but: {error}", "Download it again.")
+    if isinstance(error, RuntimeError) and "mismatch" in str(error):
+        fix = "Its config and its weights are of two models: download it again."
+        return InputError("model", model, "weights of the shapes that its config names", fix)
+    if isinstance(error, OSError) and any(Path(model).glob("pytorch_model*.bin")):
+        fix = "A pickle can run code. Convert it with `save_pretrained` where you trust it."
+        return InputError("model", model, "weights in safetensors, not in a pickle", fix)
+    if "Unrecognized configuration class" in str(error):
+        return InputError("model", model, "a causal language model", "Its config is of another kind of model.")
+    return None
 
 
 def load_tokenizer(
@@ -90,20 +112,33 @@ def add_adapter(model: Any, peft_config: "PeftConfig", args: KTOConfig) -> Any:
     return peft.get_peft_model(model, peft_config)
 
 
-def checkpoint_folder(asked: "str | os.PathLike[str] | bool | None", output_dir: str | None) -> str | None:
-    """The checkpoint to resume from: the folder named, the newest one of the output directory for True, or None."""
-    if asked is None or asked is False:
-        return None
-    if asked is True:
-        folder = get_last_checkpoint(output_dir) if output_dir and os.path.isdir(output_dir) else None
-        if folder is None:
-            fix = "Leave resume_from_checkpoint out to start anew."
-            raise InputError("resume_from_checkpoint", True, f"a checkpoint-* folder in {output_dir}", fix)
-        return str(folder)
-    if not os.path.isfile(os.path.join(asked, TRAINER_STATE_NAME)):
-        fix = "Name a checkpoint-* folder of an output directory."
-        raise InputError("resume_from_checkpoint", str(asked), f"a folder that holds {TRAINER_STATE_NAME}", fix)
-    return os.fspath(asked)
+def keep_float32_outputs(accelerator: Any) -> None:
+    """Under FSDP2 accelerate has every output cast to the compute dtype: summed log-probs would lose whole nats."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    policy: Any = getattr(plugin, "mixed_precision_policy", None)
+    if plugin is not None and getattr(policy, "output_dtype", None) is not None:
+        plugin.mixed_precision_policy = dataclasses.replace(policy, output_dtype=None)
+
+
+def check_trains(argument: str, in_4bit: bool, args: KTOConfig) -> None:
+    """Raise `InputError` for 4-bit weights on a CPU: they repack for inference there, and then pass no gradient."""
+    if in_4bit and args.device.type == "cpu":
+        fix = "Train on a GPU, or load in 8 bits."
+        raise InputError(argument, "load_in_4bit", "not 4 bits on a CPU, where the adapter gets no gradient", fix)
+
+
+def check_token_ids(rows: Any, model: Any) -> None:
+    """Raise `InputError` where rows that come as token ids hold one that the model has no embedding for."""
+    columns = set(getattr(rows, "column_names", None) or ())
+    if not {"prompt_ids", "completion_ids"} <= columns or not hasattr(rows, "__len__"):
+        return
+    embedding: Any = unwrap_peft(model).get_input_embeddings()
+    vocabulary = embedding.weight.shape[0]
+    for column in ("prompt_ids", "completion_ids"):
+        for i, ids in enumerate(rows[column]):
+            if isinstance(ids, list) and max((x for x in ids if isinstance(x, int)), default=0) >= vocabulary:
+                fix = "Tokenise the rows with this model's tokenizer."
+                raise InputError(f"row {i}, column {column!r}", max(ids), f"ids below {vocabulary}", fix)
 
 
 def check_weights(argument: str, model: Any) -> Any:

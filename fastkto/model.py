@@ -24,8 +24,8 @@ class Head(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Whether `weight` and `bias` are all there is: no adapter, no quantisation, no other class."""
-        return type(self.module) is nn.Linear
+        """Whether `weight` and `bias` are all there is: no adapter, no quantisation (sharding swaps the class)."""
+        return isinstance(self.module, nn.Linear) and type(self.module).forward is nn.Linear.forward
 
 
 Scorer = Callable[[torch.Tensor, Head, torch.Tensor | None], Any]
@@ -88,8 +88,21 @@ def install_scorer(model: PreTrainedModel) -> None:
 
 @torch.compiler.disable
 def _score(scorer: Scorer, hidden: torch.Tensor, head: Head, aux_loss: torch.Tensor | None) -> Any:
-    """The scorer outside of compiled graphs: its tiles and host integers would be compiled anew for every batch."""
-    return scorer(hidden, head, aux_loss)
+    """The scorer as the head's own forward, so that the hooks of a sharded head gather its weight and free it again.
+
+    Outside of compiled graphs: its tiles and host integers would be compiled anew for every batch.
+    """
+    if not head.plain:  # its scorer calls the module
+        return scorer(hidden, head, aux_loss)
+    before = {name: value for name, value in vars(head.module).items() if name == "forward"}
+
+    def once(hidden: torch.Tensor) -> Any:
+        del head.module.forward
+        vars(head.module).update(before)
+        return scorer(hidden, head, aux_loss)
+
+    head.module.forward = once
+    return head.module(hidden)
 
 
 def check_head(model: PreTrainedModel) -> None:

@@ -4,8 +4,8 @@ import contextlib
 import copy
 import hashlib
 import json
-import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from fastkto.errors import InputError
+from fastkto.logp_cache import LogpCache
 from fastkto.model import evaluating, is_peft_model, unwrap_peft
 from fastkto.step import row_logps
 from fastkto.trunk import Batch, Forward
@@ -95,51 +96,18 @@ def fingerprint(model: Any, *, precision: str) -> str:
     return digest.hexdigest()
 
 
-class LogpCache:
-    """(model, pair of prompt and completion) -> summed log-prob, in one SQLite file that outlives the run.
+def open_cache(folder: str, model: Any, tokenizer: Any, precision: str) -> LogpCache:
+    """The cache in a folder, for log-probs of this model on what this tokenizer makes of the rows."""
+    about = {
+        "model": fingerprint(model, precision=precision),
+        "tokenizer": _digest(sorted(tokenizer.get_vocab().items()), tokenizer.all_special_tokens),
+        "chat_template": _digest(tokenizer.chat_template),
+    }
+    return LogpCache(Path(folder) / "ref_logps.sqlite", about["model"], about)
 
-    Keyed by content alone: order, shuffling and the data set's name do not matter. SQLite makes it safe for several
-    processes and for a crash in the middle of a write.
-    """
 
-    def __init__(self, path: Path, model: str) -> None:
-        self.path, self.model = path, model
-        self.hits = self.misses = 0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._open()
-
-    def _open(self) -> None:
-        self._database = sqlite3.connect(self.path, timeout=60.0, isolation_level=None)
-        self._database.execute("PRAGMA journal_mode=WAL")
-        self._database.execute("PRAGMA synchronous=NORMAL")
-        self._database.execute(
-            "CREATE TABLE IF NOT EXISTS logps "
-            "(model TEXT, pair BLOB, logp REAL, PRIMARY KEY (model, pair)) WITHOUT ROWID"
-        )
-
-    def get(self, pairs: Iterable[bytes]) -> list[float | None]:
-        """The log-prob of each pair, None where it is not there yet."""
-        found = [
-            self._database.execute("SELECT logp FROM logps WHERE model = ? AND pair = ?", (self.model, pair)).fetchone()
-            for pair in pairs
-        ]
-        self.hits += sum(row is not None for row in found)
-        self.misses += sum(row is None for row in found)
-        return [None if row is None else row[0] for row in found]
-
-    def put(self, pairs: Iterable[bytes], logps: Iterable[float]) -> None:
-        """Store log-probs in one transaction."""
-        rows = [(self.model, pair, logp) for pair, logp in zip(pairs, logps, strict=True)]
-        self._database.execute("BEGIN IMMEDIATE")
-        self._database.executemany("INSERT OR REPLACE INTO logps VALUES (?, ?, ?)", rows)
-        self._database.execute("COMMIT")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_database"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._open()
+def _digest(*values: object) -> str:
+    return hashlib.blake2b(repr(values).encode(), digest_size=8).hexdigest()
 
 
 class Reference:
@@ -164,12 +132,13 @@ class Reference:
         assert target is not None
         return target, found.get("KL_")
 
-    def fill(self, batches: Iterable[Batch]) -> None:
-        """Score batches into the cache, before the policy trains; says how many were there already."""
+    def fill(self, batches: Iterable[Batch], around: Callable[[Batch], AbstractContextManager[None]]) -> None:
+        """Score batches into the cache, each within `around`, before the policy trains; says how many were there."""
         assert self.cache is not None
         self.cache.hits = self.cache.misses = 0
         for batch in batches:
-            self(batch)
+            with around(batch):
+                self(batch)
         logger.warning(
             f"Reference log-probs: {self.cache.misses} computed, {self.cache.hits} found in {self.cache.path}."
         )
@@ -201,8 +170,9 @@ class Reference:
         logps = {prefix: values for prefix, values in zip(("", "KL_"), both, strict=True) if values is not None}
         if self.cache is not None:
             for prefix, values in logps.items():
-                if values.isnan().any():  # SQLite would keep it as NULL, a miss
+                if not values.isfinite().all():  # SQLite would keep a NaN as NULL, a miss
+                    kind = "NaN" if values.isnan().any() else "infinite"
                     fix = "Its forward overflows in this precision: use bf16 or float32."
-                    raise InputError("reference", "a log-prob that is NaN", "log-probs that can be stored", fix)
+                    raise InputError("reference", f"a log-prob that is {kind}", "log-probs that can be stored", fix)
                 self.cache.put(batch[f"{prefix}row_keys"], values.double().tolist())
         return dict(logps)

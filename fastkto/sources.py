@@ -1,5 +1,6 @@
 """Where rows come from: a local file, a folder, or a dataset of the Hub."""
 
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ def read_rows(
             raise _empty(source)
     except InputError:
         raise
-    except (ValueError, OSError, StopIteration, datasets.exceptions.DatasetsError) as error:
+    except (ValueError, OSError, EOFError, zlib.error, StopIteration, datasets.exceptions.DatasetsError) as error:
         cause = _root(error)
         if isinstance(cause, StopIteration) or "no data" in str(cause) or "No columns" in str(cause):
             raise _empty(source) from error

@@ -6,26 +6,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, set_seed
-from transformers.trainer_utils import EvalPrediction, has_length
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction, has_length
 
 from fastkto.backends import choose
 from fastkto.batching import choose_collator, pairable_sampler
 from fastkto.callbacks import CollapseWatch, LogAtCheckpoint, MetricsFile, MovingReference, SamplerEpoch
+from fastkto.checkpoints import check_fits, checkpoint_folder, written_to_its_end
 from fastkto.config import KTOConfig
+from fastkto.disk import no_folder_left
 from fastkto.errors import InputError
+from fastkto.evaluation import Evaluation
+from fastkto.finite import FiniteWatch
+from fastkto.interruption import Interruption
 from fastkto.loading import (
     check_reference,
-    checkpoint_folder,
+    check_token_ids,
+    keep_float32_outputs,
     load_policy,
     load_tokenizer,
     policy_and_reference,
 )
+from fastkto.memory import naming_the_batch
 from fastkto.metrics import Meter, step_sums
 from fastkto.model import aux_loss_coef, check_head, disable_dropout, find_head, install_scorer, unwrap_peft
-from fastkto.pairing import PairableSampler, PairableStream
-from fastkto.prepare import Prepared, prepare
-from fastkto.reference import LogpCache, Reference, fingerprint
+from fastkto.pairing import PairableSampler
+from fastkto.prepare import prepare
+from fastkto.reference import Reference, open_cache
 from fastkto.step import LossSettings, kto_step
 from fastkto.trunk import Forward
 
@@ -37,7 +44,7 @@ if TYPE_CHECKING:
     Rows: TypeAlias = Dataset | IterableDataset
 
 
-class KTOTrainer(Trainer):
+class KTOTrainer(Evaluation):
     """Trains a causal language model on rows of prompt, completion and a thumbs-up / thumbs-down label.
 
     Args:
@@ -86,6 +93,10 @@ class KTOTrainer(Trainer):
             raise InputError("train_dataset", None, "a dataset of feedback rows", "Pass one; `fastkto data` shows it.")
         if ref_model is not None:
             check_reference(ref_model, model)
+        if args.n_gpu > 1:
+            fix = "Start with `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES to one."
+            raise InputError("GPUs visible to one process", args.n_gpu, "1: nn.DataParallel is not supported", fix)
+        choose(args.head_backend, args.device)
         set_seed(args.seed)
         model = load_policy(model, args, quantization_config)
         tokenizer = load_tokenizer(processing_class, model, args)
@@ -93,6 +104,8 @@ class KTOTrainer(Trainer):
         self._prepare_rows = lambda rows, name, batch_size: prepare(
             rows, tokenizer, args, name=name, batch_size=batch_size
         )
+        for given in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
+            check_token_ids(given, model)
         train = self._prepare_rows(train_dataset, "train", args.per_device_train_batch_size)
         settings = LossSettings(args.beta, train.desirable_weight(args), args.undesirable_weight, args.loss_type)
         evals = self._prepare_eval(eval_dataset, args)
@@ -100,27 +113,30 @@ class KTOTrainer(Trainer):
         accelerator_config.dispatch_batches = False  # it cuts and joins batches by rows, which ours do not survive
 
         model, reference_model = policy_and_reference(model, ref_model, args, peft_config)
-        self.samplers: list[PairableSampler] = []
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train.rows,
-            eval_dataset=evals,
-            processing_class=tokenizer,
-            compute_metrics=compute_metrics,
-            callbacks=[MetricsFile(), LogAtCheckpoint(), CollapseWatch(), *(callbacks or [])],
-            optimizers=optimizers,
-        )
-        self.model_accepts_loss_kwargs = True
-        self.add_callback(SamplerEpoch(self.samplers))
-        if args.n_gpu > 1:
-            fix = "Start with `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES to one."
-            raise InputError("GPUs visible to one process", args.n_gpu, "1: nn.DataParallel is not supported", fix)
-
-        choose(args.head_backend, self.accelerator.device)
-
         self.settings = settings
+        self.samplers: list[PairableSampler] = []
+        self._finite, self._interruption = FiniteWatch(args.on_nonfinite), Interruption()
+        watches = [MetricsFile(), self._finite, self._interruption, LogAtCheckpoint(), CollapseWatch()]
+        with no_folder_left(args.output_dir):
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train.rows,
+                eval_dataset=evals,
+                processing_class=tokenizer,
+                compute_metrics=compute_metrics,
+                callbacks=[*watches, SamplerEpoch(self.samplers), *(callbacks or [])],
+                optimizers=optimizers,
+            )
+            self.model_accepts_loss_kwargs = True
+            keep_float32_outputs(self.accelerator)
+            self._finite.attach(self.accelerator)
+            self._install(reference_model, tokenizer, data_collator)
+
+    def _install(self, reference_model: Any, tokenizer: PreTrainedTokenizerBase, data_collator: Any) -> None:
+        """What the policy and its reference run on: scorers, collator, cache."""
+        args = self.args
         base = unwrap_peft(self.model)
         self.aux_loss_coef = aux_loss_coef(base, args.router_aux_loss_coef)
         self._forward = Forward(
@@ -139,8 +155,8 @@ class KTOTrainer(Trainer):
         cache = None
         if args.precompute_ref_log_probs:
             precision = f"{self.accelerator.mixed_precision} {args.head_backend}"
-            content = fingerprint(self.model if reference_model is None else reference_model, precision=precision)
-            cache = LogpCache(Path(args.ref_cache_dir or args.output_dir or ".") / "ref_logps.sqlite", content)
+            scored_by = self.model if reference_model is None else reference_model
+            cache = open_cache(args.ref_cache_dir or args.output_dir or ".", scored_by, tokenizer, precision)
         if reference_model is not None:
             reference_model = self.accelerator.prepare_model(reference_model, evaluation_mode=True)
         self._moving = None
@@ -160,11 +176,19 @@ class KTOTrainer(Trainer):
     def train(self, resume_from_checkpoint: "str | bool | None" = None, *args: Any, **kwargs: Any) -> Any:
         """Train; a checkpoint to resume from is looked at before anything else happens."""
         checkpoint = checkpoint_folder(resume_from_checkpoint, self.args.output_dir)
-        if checkpoint is not None and self._moving is not None:
-            self._moving.load(checkpoint)
+        if checkpoint is not None:
+            if self.accelerator.distributed_type not in ("FSDP", "DEEPSPEED"):
+                check_fits(checkpoint, self.model)
+            if self._moving is not None:
+                self._moving.load(checkpoint)
         self._meters["train"].clear()  # of steps after the last log line of an earlier call
         self.reference.policy_moved = True
-        return super().train(checkpoint, *args, **kwargs)
+        with self._interruption:
+            result = super().train(checkpoint, *args, **kwargs)
+        if self._finite.error is not None:
+            raise self._finite.error
+        self._interruption.leave(self.args, self.state)
+        return result
 
     def compute_loss(
         self,
@@ -185,91 +209,57 @@ class KTOTrainer(Trainer):
             num_rows=num_items_in_batch,
             reduce=self._sum_over_ranks if self.accelerator.num_processes > 1 else None,
         )
-        meter = self._meters["train" if self.model.training else "eval"]
-        meter.add(
-            step_sums(out, inputs["label"], inputs["cu_seqlens"], num_tokens=inputs["num_tokens"], aux_loss=aux_loss)
-        )
+        sums = step_sums(out, inputs["label"], inputs["cu_seqlens"], num_tokens=inputs["num_tokens"], aux_loss=aux_loss)
         loss = out.loss
         if aux_loss is not None:
             share = 1.0 if num_items_in_batch is None else rows / num_items_in_batch
             loss = loss + self.aux_loss_coef * share * aux_loss
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients over ranks
+        if self.model.training:
+            loss, bad = self._finite.guard(loss, out, ref_logps, inputs["row_ids"])
+            if self.args.on_nonfinite == "skip":  # what is left out of the weights is left out of the log
+                sums = torch.where(bad, torch.zeros_like(sums), sums)
+        self._meters["train" if self.model.training else "eval"].add(sums)
         return (loss, out) if return_outputs else loss
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
         """The micro-batches of one optimizer step and the number of their rows over all ranks."""
+        if self.state.global_step >= self.state.max_steps:  # resumed at its end, where the Trainer would step again
+            return [], 0
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        rows: torch.Tensor | int = sum(len(batch["label"]) for batch in batches)
+        rows = sum(len(batch["label"]) for batch in batches)
         if self.accelerator.num_processes > 1:
-            rows = self._sum_over_ranks(torch.tensor(float(rows), device=device))
+            return batches, self._interruption.count(self._sum_over_ranks(self._interruption.vote(rows, device)))
         return batches, rows
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """A step of the Trainer, its activations in CPU memory with `activation_offloading`."""
         offload: Any = contextlib.nullcontext()
         if self.args.activation_offloading:
             offload = torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
-        with offload:
-            return super().training_step(*args, **kwargs)
+        with naming_the_batch(inputs, self.args), offload:
+            loss = super().training_step(model, inputs, *args, **kwargs)
+        return loss.nan_to_num(0.0) if self.args.on_nonfinite == "skip" else loss
 
-    def prediction_step(
-        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Loss of an evaluation batch; with `compute_metrics` also each row's reward and label."""
-        inputs = self._prepare_inputs(inputs)
-        # autocast: a model that has not been through `train` is not wrapped in it, the reference always is
-        with torch.no_grad(), self.accelerator.autocast(), self.compute_loss_context_manager():
-            loss, out = self.compute_loss(model, inputs, return_outputs=True)
-        if prediction_loss_only:
-            return loss, None, None
-        return loss, out.rewards, inputs["label"]
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The Trainer's; a checkpoint gets the moving reference too, before the file that makes it whole."""
+        super().save_model(output_dir, _internal_call)
+        if _internal_call and output_dir is not None and self._moving is not None and self.args.should_save:
+            self._moving.save(output_dir)
 
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> Any:
-        """The Trainer's loop; its metrics gain ours, so that `metric_for_best_model` finds them."""
-        self._meters["eval"].clear()
-        output: Any = super().evaluation_loop(
-            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-        )
-        figures = {**self._meters["eval"].flush(), "num_tokens": self._num_tokens}
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
-        return output
-
-    def evaluate(
-        self,
-        eval_dataset: "Rows | dict[str, Rows] | str | None" = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """Evaluate; a dataset passed here is prepared as one passed to the constructor, and idempotently so."""
-        if eval_dataset is not None and not isinstance(eval_dataset, str):
-            eval_dataset = self._prepare_eval(eval_dataset, self.args)
-        prepared: Any = eval_dataset
-        return super().evaluate(prepared, ignore_keys, metric_key_prefix)
-
-    def get_test_dataloader(self, test_dataset: Any) -> Any:
-        """Batches for `predict`, whose dataset is prepared as one passed to `evaluate`."""
-        return super().get_test_dataloader(self._prepare_eval_one(test_dataset, "test", self.args))
-
-    @property
-    def _num_tokens(self) -> float:
-        """Tokens trained on up to the last log line, those before a resume included."""
-        return next((line["num_tokens"] for line in reversed(self.state.log_history) if "num_tokens" in line), 0.0)
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        folder = Path(self.args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with written_to_its_end(folder, main_process=self.args.should_save):
+            super()._save_checkpoint(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The Trainer's log line, with the figures of the steps since the last one."""
         if "loss" in logs and (figures := self._meters["train"].flush()):
-            figures["num_tokens"] += self._num_tokens
-            logs.update(figures)
+            figures["num_tokens"] += self._num_tokens()
+            logs.update(figures | self._finite.figures())
         super().log(logs, start_time)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -281,26 +271,8 @@ class KTOTrainer(Trainer):
         self.samplers[:] = [sampler]
         return sampler
 
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        if eval_dataset is None or not has_length(eval_dataset):
-            return None
-        return pairable_sampler(eval_dataset, self.args.per_device_eval_batch_size, "sequential", self.args)
-
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = ["prompt_ids", "completion_ids", "label", "row_id", "conversation", "prompt_key"]
-
-    def _prepare_eval(self, rows: Any, args: KTOConfig) -> Any:
-        if rows is None:
-            return None
-        if isinstance(rows, dict):
-            return {name: self._prepare_eval_one(each, name, args) for name, each in rows.items()}
-        return self._prepare_eval_one(rows, "eval", args)
-
-    def _prepare_eval_one(self, rows: Any, name: str, args: KTOConfig) -> Any:
-        if isinstance(rows, PairableStream):
-            return rows
-        prepared: Prepared = self._prepare_rows(rows, name, args.per_device_eval_batch_size)
-        return prepared.rows
 
     def _fill_cache(self) -> None:
         """Score every micro-batch of the data with the reference, before training changes the policy."""
@@ -308,7 +280,8 @@ class KTOTrainer(Trainer):
         if self.eval_dataset is not None:
             names = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else [None]
             loaders += [self.get_eval_dataloader(name) for name in names]
-        self.reference.fill(batch for loader in loaders for batch in loader)
+        batches = (batch for loader in loaders for batch in loader)
+        self.reference.fill(batches, lambda batch: naming_the_batch(batch, self.args))
 
     def _sum_over_ranks(self, x: torch.Tensor) -> torch.Tensor:
         return self.accelerator.reduce(x, reduction="sum")

@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.utils import logging
 
 from fastkto.callbacks import CollapseWatch, MetricsFile
+from fastkto.errors import InputError
 
 
 @pytest.fixture
@@ -53,7 +54,8 @@ def test_nan_and_foreign_numbers_are_readable(tmp_path):
     t = trainer(tmp_path, max_steps=1, gradient_checkpointing=False)
     with torch.no_grad():
         t.model.lm_head.weight[9] = float("nan")
-    t.train()
+    with pytest.raises(InputError, match="^loss: "):
+        t.train()
     assert math.isnan(lines_on_disk(tmp_path)[0]["loss"])
     t.log({"loss": 0.25, "mine": torch.tensor(1.5)})
     assert (lines_on_disk(tmp_path)[-1]["loss"], lines_on_disk(tmp_path)[-1]["mine"]) == (0.25, 1.5)

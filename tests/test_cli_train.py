@@ -191,7 +191,7 @@ def test_quantisation_settings_are_trls():
     theirs = trl.get_quantization_config(trl.ModelConfig(**ours)).to_dict()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("importlib.util.find_spec", lambda name: object())
-        assert quantization_config(ModelArguments(**ours, use_peft=True), "cuda").to_dict() == theirs
+        assert quantization_config(ModelArguments(**ours, use_peft=True)).to_dict() == theirs
 
 
 @pytest.mark.parametrize(

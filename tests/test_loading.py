@@ -4,12 +4,14 @@ import peft
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import save_file
 from tiny import tiny_llama, tiny_tokenizer
 from training import config, noisy, rows, trainer
 
 from fastkto import KTOTrainer
+from fastkto.checkpoints import checkpoint_folder
 from fastkto.errors import InputError
-from fastkto.loading import checkpoint_folder, load_policy, load_tokenizer
+from fastkto.loading import load_policy, load_tokenizer
 
 LORA = peft.LoraConfig(target_modules=["q_proj"])
 
@@ -135,6 +137,7 @@ def test_checkpoint_folder(tmp_path):
     assert checkpoint_folder(False, str(tmp_path)) is None
     for number in (2, 10):
         (tmp_path / f"checkpoint-{number}").mkdir()
-        (tmp_path / f"checkpoint-{number}" / "trainer_state.json").write_text("{}")
+        (tmp_path / f"checkpoint-{number}" / "trainer_state.json").write_text('{"global_step": 2}')
+        save_file({"w": torch.ones(2)}, tmp_path / f"checkpoint-{number}" / "model.safetensors")
     assert checkpoint_folder(True, str(tmp_path)) == str(tmp_path / "checkpoint-10")
     assert checkpoint_folder(tmp_path / "checkpoint-2", None) == str(tmp_path / "checkpoint-2")

@@ -56,7 +56,7 @@ OTHERS = {
     "mamba": (SMALL | MAMBA, "mix the sequence"),
     "jamba": (
         COMMON | MAMBA | {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False, "num_experts": 2},
-        "mix the sequence",
+        "log-probs",
     ),
     "qwen3_next": (
         COMMON

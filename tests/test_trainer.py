@@ -342,8 +342,9 @@ def test_nan_shows_in_the_log(tmp_path):
     t = trainer(tmp_path, max_steps=2, gradient_checkpointing=False)
     with torch.no_grad():
         t.model.lm_head.weight[9] = float("nan")
-    t.train()
-    assert all(line["loss"] != line["loss"] for line in steps(t))
+    with pytest.raises(InputError, match="^loss: "):
+        t.train()
+    assert [line["loss"] != line["loss"] for line in steps(t)] == [True]
 
 
 def test_nothing_is_reported_to_services_by_default(tmp_path):

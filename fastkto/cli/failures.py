@@ -2,11 +2,13 @@
 
 import traceback
 from pathlib import Path
+from pickle import UnpicklingError
 
 import fastkto
 from fastkto.cli.strict import UsageError
 from fastkto.errors import InputError, MissingExtra
 
+PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "remote process exited", "Socket closed")
 OURS = str(Path(fastkto.__file__).parent)
 
 
@@ -18,8 +20,18 @@ def explain(error: Exception) -> str | None:
     """
     if isinstance(error, UsageError | InputError | MissingExtra | OSError):
         return str(error)
+    if isinstance(error, UnpicklingError):
+        return (
+            "the optimizer's or the random state of the checkpoint holds more than tensors; a pickle can run code, so "
+            "nothing of it was. Resume from another checkpoint, or start anew."
+        )
     if type(error).__name__ == "SafetensorError":
         return f"a file of weights is damaged: {error}"
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in PEER_IS_GONE):
+        return (
+            f"another process of this run is gone ({str(error).splitlines()[-1]}): its own message says why, or the "
+            "system's log, where it was killed. Start again with resume_from_checkpoint=true."
+        )
     if isinstance(error, ValueError | ImportError):
         frames = traceback.extract_tb(error.__traceback__)
         if frames and not frames[-1].filename.startswith(OURS):

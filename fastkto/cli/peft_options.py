@@ -30,8 +30,8 @@ def peft_config(model: ModelArguments) -> "PeftConfig | None":
     )
 
 
-def quantization_config(model: ModelArguments, device: str) -> "BitsAndBytesConfig | None":
-    """How the frozen weights are quantised, or None; `device` is the type of the one that trains."""
+def quantization_config(model: ModelArguments) -> "BitsAndBytesConfig | None":
+    """How the frozen weights are quantised, or None."""
     if not (model.load_in_8bit or model.load_in_4bit):
         return None
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -39,9 +39,6 @@ def quantization_config(model: ModelArguments, device: str) -> "BitsAndBytesConf
         raise InputError(
             name, True, "the package bitsandbytes, which is not installed", "Run: pip install bitsandbytes"
         )
-    if model.load_in_4bit and device == "cpu":  # 4-bit layers repack for inference there, and then pass no gradient
-        fix = "Train on a GPU, or load in 8 bits."
-        raise InputError("load_in_4bit", True, "False on a CPU, where the adapter would get no gradient", fix)
     from transformers import BitsAndBytesConfig
 
     if model.load_in_8bit:

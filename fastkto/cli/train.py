@@ -63,10 +63,13 @@ def set_up(data: "DataArguments", options: "RowOptions", model: "ModelArguments"
     from fastkto.cli.mixture import read_splits
     from fastkto.cli.models import load_tokenizer, model_source
     from fastkto.cli.peft_options import peft_config, quantization_config
+    from fastkto.disk import check_writable
     from fastkto.rows import normalise
     from fastkto.trainer import KTOTrainer
 
     name = model_source(model.model_name_or_path)
+    if config.should_save:
+        check_writable("output_dir", config.output_dir or ".")
     config.resume_from_checkpoint = checkpoint(config)
     given = config.model_init_kwargs or {}
     if isinstance(given, str):
@@ -78,7 +81,7 @@ def set_up(data: "DataArguments", options: "RowOptions", model: "ModelArguments"
         "dtype": model.dtype,
         **given,
     }
-    adapter, quantization = peft_config(model), quantization_config(model, config.device.type)
+    adapter, quantization = peft_config(model), quantization_config(model)
     tokenizer = load_tokenizer(name, data.chat_template, model.model_revision, config.trust_remote_code)
     train_rows, eval_rows = read_splits(data, evaluate=config.eval_strategy != "no", seed=config.seed)
     return KTOTrainer(
@@ -94,9 +97,12 @@ def set_up(data: "DataArguments", options: "RowOptions", model: "ModelArguments"
 
 def train(trainer: "KTOTrainer") -> None:
     """Train, save, push where asked, and end the process group."""
+    from fastkto.disk import writing
+
     config = trainer.args
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    trainer.save_model(config.output_dir)
+    with writing("output_dir", config.output_dir or ".", "the trained model"):
+        trainer.save_model(config.output_dir)
     trainer.accelerator.print(f"Trained {trainer.state.global_step} steps. The model is in {config.output_dir}.")
     if config.push_to_hub:
         trainer.push_to_hub()
@@ -106,7 +112,7 @@ def train(trainer: "KTOTrainer") -> None:
 
 def checkpoint(config: "KTOConfig") -> str | None:
     """The folder to resume from; `true` means the newest checkpoint in the output directory."""
-    from fastkto.loading import checkpoint_folder
+    from fastkto.checkpoints import checkpoint_folder
 
     words = {"false": None, "no": None, "none": None, "true": True, "yes": True}
     asked = str(config.resume_from_checkpoint)

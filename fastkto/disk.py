@@ -1,0 +1,70 @@
+"""What a disk that is full, read-only or not ours says, as an error that names the path."""
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from fastkto.errors import InputError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ENOENT)
+WRITERS_SAY = ("PytorchStreamWriter", "inline_container", "No space left", "File too large", "os error", "I/O error")
+
+
+@contextlib.contextmanager
+def writing(argument: str, path: str | Path, what: str) -> Iterator[None]:
+    """Turn what a failed write raises, torch's and safetensors' own errors too, into `InputError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if not _of_the_disk(error):
+            raise
+        mend = "Free space" if getattr(error, "errno", errno.ENOSPC) in FULL else "Make it writable"
+        fix = f"{_reason(error)}. {mend}, or choose another {argument}."
+        raise InputError(argument, str(path), f"a place that takes {what}", fix) from error
+
+
+def check_writable(argument: str, path: str | Path) -> None:
+    """Raise `InputError` where a folder could not be made or written; leaves no trace."""
+    target = Path(path).absolute()
+    existing = next(folder for folder in (target, *target.parents) if os.path.lexists(folder))
+    with writing(argument, path, "files"):
+        if not existing.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{existing} is no directory")
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+
+
+@contextlib.contextmanager
+def no_folder_left(path: str | None) -> Iterator[None]:
+    """Take an empty folder away again that appeared in a block which then raised."""
+    existed = path is None or os.path.isdir(path)
+    try:
+        yield
+    except BaseException:
+        if path is not None and not existed:
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
+        raise
+
+
+def _of_the_disk(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (*FULL, *REFUSED, errno.ENAMETOOLONG)
+    text = str(error)
+    kind = isinstance(error, RuntimeError) or type(error).__name__ == "SafetensorError"
+    return kind and any(words in text for words in WRITERS_SAY)
+
+
+def _reason(error: BaseException) -> str:
+    """The system's words: torch raises its own error while the one of the disk is its context."""
+    while not isinstance(error, OSError) and isinstance(error.__context__, OSError):
+        error = error.__context__
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"Only a part of a file could be written ({str(error).splitlines()[0]})"

@@ -1,0 +1,123 @@
+"""The reference's log-probs on disk, by content."""
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+from fastkto.disk import check_writable, writing
+from fastkto.errors import InputError
+
+logger = logging.get_logger(__name__)
+
+VERSION = 1
+DISK_SAYS = ("disk is full", "disk I/O error", "readonly", "unable to open")
+COLUMNS = {"logps": ["model", "pair", "logp"], "made_for": ["about"]}
+
+
+class LogpCache:
+    """(model, pair of prompt and completion) -> summed log-prob, in one SQLite file that outlives the run.
+
+    Keyed by content alone: order, shuffling and the data set's name do not matter. SQLite makes it safe for several
+    processes and for a crash in the middle of a write. `about`: digests of what the pairs and log-probs come from; a
+    file that was made for another one is told so by its name, and what it holds is not used.
+    Errors: `InputError` for a file that is no such cache, or cannot be read or written.
+    """
+
+    def __init__(self, path: Path, model: str, about: Mapping[str, str] | None = None) -> None:
+        self.path, self.model = path, model
+        self.hits = self.misses = 0
+        if path.is_dir():
+            raise self._unusable("a folder")
+        check_writable("ref_cache_dir", path.parent)
+        with writing("ref_cache_dir", path.parent, "the cache"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._open()
+        if about is not None:
+            self._introduce(dict(about))
+
+    def _open(self) -> None:
+        with self._errors():
+            self._database = sqlite3.connect(self.path, timeout=60.0, isolation_level=None)
+            version = self._database.execute("PRAGMA user_version").fetchone()[0]
+            if version > VERSION:
+                raise self._unusable(f"a cache of version {version}, made by a newer fastkto (this one: {VERSION})")
+            for table, expected in COLUMNS.items():
+                found = [column[1] for column in self._database.execute(f"PRAGMA table_info({table})")]
+                if found and found != expected:
+                    raise self._unusable(f"a table {table!r} with the columns {found} instead of {expected}")
+            self._check_values()
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=NORMAL")
+            self._database.execute(
+                "CREATE TABLE IF NOT EXISTS logps "
+                "(model TEXT, pair BLOB, logp REAL, PRIMARY KEY (model, pair)) WITHOUT ROWID"
+            )
+            self._database.execute("CREATE TABLE IF NOT EXISTS made_for (about TEXT PRIMARY KEY)")
+            self._database.execute(f"PRAGMA user_version={VERSION}")
+
+    def _check_values(self) -> None:
+        """Before anything is written: every log-prob is a finite number."""
+        if not self._database.execute("SELECT 1 FROM sqlite_master WHERE name = 'logps'").fetchone():
+            return
+        wrong = "typeof(logp) != 'real' OR abs(logp) > 1e300"
+        if bad := self._database.execute(f"SELECT logp FROM logps WHERE {wrong} LIMIT 1").fetchone():
+            raise self._unusable(f"a log-prob that is {bad[0]!r}")
+
+    def _introduce(self, about: dict[str, str]) -> None:
+        """Warn where the file was made for something else, and add this to what it is made for."""
+        with self._errors():
+            known = [json.loads(text) for (text,) in self._database.execute("SELECT about FROM made_for")]
+            if known and about not in known:
+                nearest = min(([k for k in about if other.get(k) != about[k]] for other in known), key=len)
+                logger.warning(
+                    f"{self.path} was made with another {' and another '.join(nearest)}: its log-probs are not used, "
+                    "those of this run are added."
+                )
+            self._database.execute("INSERT OR IGNORE INTO made_for VALUES (?)", (json.dumps(about, sort_keys=True),))
+
+    def get(self, pairs: Iterable[bytes]) -> list[float | None]:
+        """The log-prob of each pair, None where it is not there yet."""
+        query = "SELECT logp FROM logps WHERE model = ? AND pair = ?"
+        with self._errors():
+            found = [self._database.execute(query, (self.model, pair)).fetchone() for pair in pairs]
+        self.hits += sum(row is not None for row in found)
+        self.misses += sum(row is None for row in found)
+        return [None if row is None else row[0] for row in found]
+
+    def put(self, pairs: Iterable[bytes], logps: Iterable[float]) -> None:
+        """Store log-probs in one transaction."""
+        rows = [(self.model, pair, logp) for pair, logp in zip(pairs, logps, strict=True)]
+        with self._errors():
+            self._database.execute("BEGIN IMMEDIATE")
+            self._database.executemany("INSERT OR REPLACE INTO logps VALUES (?, ?, ?)", rows)
+            self._database.execute("COMMIT")
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, ValueError) as error:
+            with contextlib.suppress(sqlite3.Error):
+                self._database.close()  # takes the files of its log along, and undoes what was begun
+            if isinstance(error, InputError):
+                raise
+            if any(words in str(error) for words in DISK_SAYS):
+                fix = f"SQLite says: {error}. Free space, or choose another ref_cache_dir; what it holds stays valid."
+                raise InputError("ref_cache_dir", str(self.path.parent), "a place that takes the cache", fix) from error
+            raise self._unusable(f"a file of which SQLite says: {error}") from error
+
+    def _unusable(self, what: str) -> InputError:
+        fix = "Delete the file (its log-probs are then computed anew), or choose another ref_cache_dir."
+        return InputError(f"reference cache {self.path}", what, "a cache of log-probs", fix)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_database"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
