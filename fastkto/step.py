@@ -95,12 +95,18 @@ class _PartStats(NamedTuple):
 
 
 def _stats(scored: Scored, backend: str) -> _PartStats:
-    kl_logps = None
+    hidden, targets, positions = scored.hidden, scored.targets, len(scored.targets)
+    kl_logps = kl = None
     if scored.kl_hidden is not None and scored.kl_targets is not None and scored.kl_cu_seqlens is not None:
-        with torch.no_grad():
-            kl_tokens = _token_stats(scored.head, scored.kl_hidden, scored.kl_targets, backend)
-        kl_logps = row_sums(kl_tokens.logps, scored.kl_cu_seqlens, backend)
-    tokens = _token_stats(scored.head, scored.hidden, scored.targets, backend)
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                kl = _token_stats(scored.head, scored.kl_hidden, scored.kl_targets, backend).logps
+        else:  # both streams in one run of the head
+            hidden, targets = torch.cat([hidden, scored.kl_hidden]), torch.cat([targets, scored.kl_targets])
+    tokens = _token_stats(scored.head, hidden, targets, backend)
+    if scored.kl_cu_seqlens is not None:
+        kl_logps = row_sums(tokens.logps[positions:] if kl is None else kl, scored.kl_cu_seqlens, backend)
+    tokens = TokenStats(*(x[:positions] for x in tokens))
     return _PartStats(tokens, kl_logps, scored.aux_loss, len(scored.cu_seqlens) - 1)
 
 
