@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from fastkto.backends import choose
 from fastkto.backends.base import Backend, HeadInputs, Wanted
 from fastkto.backends.epilogue import RowSums, Settings, Terms
-from fastkto.backends.tiles import spread
+from fastkto.backends.row_blocks import spread
 from fastkto.errors import InputError
 from fastkto.head import TokenStats, prepare, token_logprobs
 from fastkto.loss import check_loss_arguments, check_pairs, class_sums, kto_loss, no_pairs

@@ -22,8 +22,8 @@ def streams(rows: Sequence[dict[str, Any]], max_length: int | None, *, kl: bool)
     """The streams of rows with prompt_ids, completion_ids and, where known, conversation and prompt_key (else every row
     is its own conversation and the prompt's ids are its key).
 
-    The pairs are `pair`'s. Errors: `InputError` for an empty batch, a prompt that fills `max_length`, and, with `kl`, a
-    batch that cannot be paired, such as one of a single row.
+    A row's `KL_completion_ids` are its y'; without them the pairs are `pair`'s. Errors: `InputError` for an empty
+    batch, a prompt that fills `max_length`, and, with `kl`, a batch that cannot be paired, such as one of a single row.
     """
     if not rows:
         raise InputError("rows", rows, "at least one row", "Pass the rows of a micro-batch.")
@@ -32,8 +32,11 @@ def streams(rows: Sequence[dict[str, Any]], max_length: int | None, *, kl: bool)
     targets = _cut(prompts, completions, max_length)
     pairs = None
     if kl:
-        donors = _donors(rows, prompts)
-        pairs = _cut(prompts, [completions[donor] for donor in donors], max_length)
+        if "KL_completion_ids" in rows[0]:
+            mismatched = [list(row["KL_completion_ids"]) for row in rows]
+        else:
+            mismatched = [completions[donor] for donor in _donors(rows, prompts)]
+        pairs = _cut(prompts, mismatched, max_length)
     return Streams([len(prompt) for prompt in prompts], targets, pairs)
 
 

@@ -8,18 +8,9 @@ import torch
 from tiny import tiny_llama
 from training import noisy, rows, steps, trainer
 from transformers import TrainerCallback, TrainerControl, TrainerState
-from transformers.utils import logging
 
 from fastkto.callbacks import CollapseWatch, MetricsFile
 from fastkto.errors import InputError
-
-
-@pytest.fixture
-def warnings(caplog):
-    logging.enable_propagation()
-    with caplog.at_level("WARNING"):
-        yield caplog
-    logging.disable_propagation()
 
 
 def lines_on_disk(tmp_path):

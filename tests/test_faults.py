@@ -13,7 +13,6 @@ from faults.disk import FullDisk
 from tiny import tiny_llama
 from training import noisy, rows, steps, trainer
 from transformers import TrainerCallback
-from transformers.utils import logging
 
 from fastkto import KTOConfig
 from fastkto.checkpoints import why_torn
@@ -21,14 +20,6 @@ from fastkto.errors import InputError
 from fastkto.memory import out_of_memory
 
 SAVING = {"save_strategy": "steps", "save_steps": 100}
-
-
-@pytest.fixture
-def warnings(caplog):
-    logging.enable_propagation()
-    with caplog.at_level("WARNING"):
-        yield caplog
-    logging.disable_propagation()
 
 
 class At(TrainerCallback):

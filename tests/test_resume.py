@@ -10,7 +10,6 @@ import crashes
 import pytest
 import torch
 from training import rows, steps, trainer
-from transformers.utils import logging
 
 from fastkto.checkpoints import why_torn
 from fastkto.errors import InputError
@@ -110,14 +109,6 @@ def test_the_variants_differ(undisturbed):
 
 
 # Torn checkpoints
-
-
-@pytest.fixture
-def warnings(caplog):
-    logging.enable_propagation()
-    with caplog.at_level("WARNING"):
-        yield caplog
-    logging.disable_propagation()
 
 
 def curve_of(t):

@@ -1,7 +1,6 @@
 """Every shape of feedback becomes prompt, completion, label; every bad cell has an error that names it."""
 
 import json
-import logging
 import pickle
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -13,8 +12,8 @@ from hypothesis import strategies as st
 from transformers import HfArgumentParser
 
 from fastkto.errors import InputError
-from fastkto.labels import label_reader, warn_once
-from fastkto.rows import RowOptions, label_ties, normalise, read_rows
+from fastkto.labels import warn_once
+from fastkto.rows import RowOptions, normalise, read_rows
 
 DEMO = Path(__file__).parents[2] / "shared" / "data" / "kto_en_demo.json"
 
@@ -140,52 +139,6 @@ def test_normalised_and_tokenised_data_pass_through():
     assert normalise(rows) is rows
     tokens = Dataset.from_list([{"prompt_ids": [1], "completion_ids": [2], "label": True}])
     assert normalise(tokens) is tokens
-
-
-@pytest.mark.parametrize(
-    ("cell", "label"),
-    [(True, True), (0, False), (1.0, True), ("true", True), ("false", False), (" False ", False), ("TRUE", True)],
-)
-def test_labels_are_read_as_what_they_say(cell, label):
-    assert rows_of([{"prompt": "a", "completion": "b", "label": cell}])[0]["label"] is label
-
-
-@pytest.mark.parametrize("cell", ["yes", "1", "", 2, -1, 0.5, float("nan"), None, [True]])
-def test_any_other_label_is_an_error_that_names_the_row(cell):
-    good = {"prompt": "a", "completion": "b", "label": True}
-    with pytest.raises(InputError, match=r"eval row 1, column 'label'") as error:
-        list(
-            normalise(IterableDataset.from_generator(lambda: iter([good, good | {"label": cell}])), dataset_name="eval")
-        )
-    assert "--label_map" in str(error.value)
-
-
-def test_label_map():
-    read = label_reader({"up": True, 5: "true", "x=y": 0}, None)
-    assert (read("up", ""), read(5, ""), read(5.0, ""), read("x=y", "")) == (True, True, True, False)
-    assert label_reader(["a=b=1", "true=0"], None)(True, "") is False
-    with pytest.raises(InputError, match=r"row 3.*one of the label_map \(up=true, 5=true"):
-        read("sideways", "row 3")
-
-
-@pytest.mark.parametrize("entries", [["up"], ["up=yes"], ["up=true", "up=false"], {"up": 2}])
-def test_bad_label_map(entries):
-    with pytest.raises(InputError, match="label_map"):
-        label_reader(entries, None)
-
-
-def test_label_threshold_names_ties_and_their_side(caplog):
-    data = Dataset.from_list([{"prompt": "a", "completion": "b", "label": score} for score in (1, 4, 4, 5)])
-    options = RowOptions(label_threshold=4)
-    with caplog.at_level(logging.WARNING):
-        rows = list(normalise(data, options))
-    assert [row["label"] for row in rows] == [False, True, True, True]
-    assert label_ties(data, options) == 2
-    assert "2 rows at label = 4 are read as desirable" in caplog.text
-    with pytest.raises(InputError, match="Choose one"):
-        normalise(data, RowOptions(label_threshold=4, label_map=["4=true"]))
-    with pytest.raises(InputError, match=r"row 0, column 'label'.*a score"):
-        rows_of([{"prompt": "a", "completion": "b", "label": "good"}], label_threshold=4)
 
 
 def test_options_are_command_line_arguments():

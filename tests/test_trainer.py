@@ -1,7 +1,6 @@
 """Whole steps of the trainer: which rows they average over, in which order rows come, and every way to run them."""
 
 import copy
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,23 +11,13 @@ import torch
 from datasets import Dataset
 from tiny import tiny_llama, tiny_tokenizer
 from tolerance import assert_close, assert_within
-from training import STILL, Gradients, by_hand, noisy, rows, rows_seen, steps, trainer
-from transformers.utils import logging
+from training import STILL, Gradients, by_hand, noisy, rows, steps, trainer
 
 from fastkto import KTOTrainer
 from fastkto.errors import InputError
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]}
 GENTLE = {**STILL, "beta": 0.5}
-
-
-@pytest.fixture
-def warnings(caplog):
-    """What the package logs, the lines of transformers' loggers included."""
-    logging.enable_propagation()
-    with caplog.at_level("WARNING"):
-        yield caplog
-    logging.disable_propagation()
 
 
 # Rows of a step
@@ -184,158 +173,10 @@ def test_a_batch_of_one_class_is_finite(tmp_path):
 # Order of the rows
 
 
-def test_random_order_changes_every_epoch_and_is_reproducible(tmp_path):
-    settings = {"max_steps": -1, "num_train_epochs": 3}
-    seen = rows_seen(trainer(tmp_path, **settings))
-    epochs = [[row for batch in seen[i : i + 3] for row in batch] for i in (0, 3, 6)]
-    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert rows_seen(trainer(tmp_path, **settings)) == seen
-    assert rows_seen(trainer(tmp_path, data_seed=9, **settings)) != seen
-
-
-def test_sequential_stratified_and_by_length(tmp_path):
-    data = rows(16, desirable=lambda i: i < 8)
-    settings = {"max_steps": -1, "num_train_epochs": 2, "train_dataset": data}
-    assert rows_seen(trainer(tmp_path, train_sampling_strategy="sequential", **settings)) == 2 * [
-        list(range(i, i + 4)) for i in range(0, 16, 4)
-    ]
-    for batch in rows_seen(trainer(tmp_path, train_sampling_strategy="stratified", **settings)):
-        assert sum(row < 8 for row in batch) == 2
-    t = trainer(tmp_path, train_sampling_strategy="group_by_length", **settings)
-    lengths = [len(x["prompt_ids"]) + len(x["completion_ids"]) for x in t.train_dataset]
-    first = rows_seen(t)[0]
-    assert max(lengths) in [lengths[row] for row in first], "the longest rows come first: memory fails at once"
-
-
-@pytest.mark.parametrize(("workers", "shards"), [(0, 1), (2, 2), (2, 1)])
-def test_streaming(workers, shards, tmp_path):
-    stream = rows(24).to_iterable_dataset(num_shards=shards)
-    t = trainer(tmp_path, train_dataset=stream, max_steps=5, dataloader_num_workers=workers)
-    seen = rows_seen(t)
-    assert len(seen) == 5
-    assert all(len(set(batch)) == 4 for batch in seen)
-    assert t.accelerator.dispatch_batches is False
-    if workers == 0:
-        assert seen[0] == [0, 1, 2, 3]
-
-
-def test_streaming_needs_max_steps_and_no_cache(tmp_path):
-    with pytest.raises(ValueError, match="max_steps"):
-        trainer(tmp_path, train_dataset=rows().to_iterable_dataset(), max_steps=-1)
-    with pytest.raises(InputError, match="^precompute_ref_log_probs: got True, expected False with streaming"):
-        trainer(tmp_path, train_dataset=rows().to_iterable_dataset(), precompute_ref_log_probs=True)
-    with pytest.raises(InputError, match="^desirable_weight: got .auto., expected a number with streaming"):
-        trainer(tmp_path, train_dataset=rows().to_iterable_dataset(), desirable_weight="auto")
-
-
-def test_worker_processes_change_nothing(tmp_path):
-    runs = []
-    for workers in (0, 2):
-        t = trainer(tmp_path, dataloader_num_workers=workers, max_steps=4, precompute_ref_log_probs=True)
-        t.train()
-        runs.append([line["loss"] for line in steps(t)])
-    assert runs[0] == runs[1]
-
-
 # Ways to run the same step
 
 
-VARIANTS = {
-    "no checkpointing": {"gradient_checkpointing": False},
-    "activations in CPU memory": {"activation_offloading": True},
-    "padding to a multiple": {"pad_to_multiple_of": 8, "packing": False},
-    "padded": {"packing": False},
-    "unused columns kept": {"remove_unused_columns": False},
-    "collator passed in": {"data_collator": True},
-    "optimizer passed in": {"optimizers": True},
-    "extra columns": {"extra": True},
-}
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("kind", ["full", "lora"])
-def test_the_same_run_another_way(kind, name, tmp_path):
-    runs = []
-    for changes in ({}, dict(VARIANTS[name])):
-        model = tiny_llama() if kind == "full" else peft.get_peft_model(tiny_llama(), peft.LoraConfig(**LORA))
-        if changes.pop("extra", False):
-            data = rows().to_list()
-            changes["train_dataset"] = Dataset.from_list([{**row, "source": "web", "score": 3} for row in data])
-        if changes.pop("data_collator", False):
-            from fastkto.padding import PaddingCollator
-
-            changes["data_collator"] = PaddingCollator(0, 1024)
-        if changes.pop("optimizers", False):
-            parameters = [p for p in model.parameters() if p.requires_grad]
-            changes["optimizers"] = (torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0), None)
-        t = trainer(tmp_path, model=model, ref_model=noisy(tiny_llama()), **changes)
-        t.train()
-        runs.append(steps(t))
-    for ours, theirs in zip(*runs, strict=True):
-        assert_within(ours["loss"], theirs["loss"], relative=1e-5, name="loss")
-        assert_within(ours["grad_norm"], theirs["grad_norm"], relative=1e-3, name="grad_norm")
-        assert_within(ours["kl/raw"], theirs["kl/raw"], absolute=1e-4, name="kl/raw")
-
-
-@pytest.mark.parametrize("kind", ["full", "lora"])
-def test_bf16_autocast_keeps_every_gradient(kind, tmp_path):
-    """Weights cast without a graph (reference, KL rows) must not be the ones that the targets see."""
-    runs = []
-    for bf16 in (False, True):
-        gradients = Gradients()
-        model = tiny_llama()
-        if kind == "lora":
-            model = peft.get_peft_model(model, peft.LoraConfig(**LORA, init_lora_weights=False))
-        own = {"model": model, "ref_model": noisy(tiny_llama()), "callbacks": [gradients]}
-        t = trainer(tmp_path, bf16=bf16, **own, **{**GENTLE, "max_steps": 1})
-        t.train()
-        runs.append((steps(t)[0], gradients.steps[0]))
-    (exact, oracle), (line, found) = runs
-    assert_within(line["loss"], exact["loss"], relative=2e-3)
-    assert found.keys() == oracle.keys()
-    for name, gradient in found.items():
-        assert gradient.dtype == torch.float32
-        assert_within(
-            (gradient - oracle[name]).norm().item(), 0.0, absolute=0.1 * oracle[name].norm().item(), name=name
-        )
-
-
-def test_training_in_bf16_weights_and_in_fp16_autocast(tmp_path):
-    for settings in ({"model": tiny_llama().bfloat16()}, {"fp16": True}):
-        t = trainer(tmp_path, **settings)
-        t.train()
-        assert_within(steps(t)[0]["loss"], 0.5, absolute=1e-6)
-        assert all(0 < line["grad_norm"] < 10 for line in steps(t))
-
-
 # What happens at 2 a.m.
-
-
-def test_training_again_and_evaluating_in_between(tmp_path):
-    t = trainer(tmp_path, eval_dataset=rows(6), logging_steps=2)
-    assert t.evaluate()["eval_rewards/margins"] == 0.0
-    t.train()  # a third step after the last log line
-    tokens = steps(t)[0]["num_tokens"]
-    between = t.evaluate()
-    assert between["eval_rewards/margins"] != 0.0
-    assert t.evaluate()["eval_loss"] == between["eval_loss"]
-    t.train()
-    assert steps(t)[0]["num_tokens"] == tokens, "tokens of the earlier call are not counted again"
-
-
-def test_a_second_trainer_on_the_same_model(tmp_path):
-    model = tiny_llama()
-    trainer(tmp_path, model=model).train()
-    second = trainer(tmp_path, model=model)
-    second.train()
-    assert steps(second)[0]["kl/raw"] == 0.0, "the reference is the model as it was handed over"
-    adapted = peft.get_peft_model(tiny_llama(), peft.LoraConfig(**LORA))
-    trainer(tmp_path, model=adapted).train()
-    third = trainer(tmp_path, model=adapted)
-    third.train()
-    assert steps(third)[0]["kl/raw"] == 0.0
-    assert steps(third)[1]["kl/raw"] != 0.0
 
 
 def test_nan_shows_in_the_log(tmp_path):
@@ -401,61 +242,6 @@ def test_a_smaller_batch_after_running_out_of_memory_has_its_own_pairs(tmp_path)
 
 
 # Weights of the classes
-
-
-@pytest.mark.parametrize(
-    ("desirable", "auto", "warned"),
-    [(6, 1.0, False), (3, 3.0, True), (9, 0.5, True)],
-)
-def test_auto_weight_solves_the_rule_and_a_weight_outside_it_warns(desirable, auto, warned, tmp_path, warnings):
-    data = rows(12, desirable=lambda i: i < desirable)
-    t = trainer(tmp_path, train_dataset=data, desirable_weight="auto")
-    assert_within(t.settings.desirable_weight, auto, relative=1e-9)
-    ratio = t.settings.desirable_weight * desirable / (12 - desirable)
-    assert 1 <= ratio <= 1.5
-    assert f'desirable_weight="auto" is {auto:g} for {desirable} desirable' in warnings.text
-    warnings.clear()
-    trainer(tmp_path, train_dataset=data)
-    assert ("leave the paper's rule" in warnings.text) == warned
-    if warned:
-        low = (12 - desirable) / desirable
-        assert f"desirable_weight from {low:.2f} to {1.5 * low:.2f} fits" in warnings.text
-
-
-def test_auto_with_one_class_is_an_error(tmp_path):
-    with pytest.raises(InputError, match="^label: got '12 desirable and 0 undesirable rows'"):
-        trainer(tmp_path, train_dataset=rows(desirable=lambda i: True), desirable_weight="auto")
-
-
-def test_micro_batches_of_one_class_are_announced(tmp_path, warnings):
-    data = rows(12, desirable=lambda i: i < 3)
-    trainer(tmp_path, train_dataset=data)
-    assert "25% of the micro-batches of 4 rows will hold one class" in warnings.text
-    assert 'train_sampling_strategy="stratified" avoids it' in warnings.text
-    enough = int(re.search(r"per_device_train_batch_size=(\d+)", warnings.text)[1])
-    warnings.clear()
-    trainer(tmp_path, train_dataset=data, train_sampling_strategy="stratified")
-    trainer(tmp_path, train_dataset=data, per_device_train_batch_size=enough)
-    assert "one class" not in warnings.text
-    trainer(tmp_path, train_dataset=data, per_device_train_batch_size=enough - 1)
-    assert "one class" in warnings.text
-
-
-def test_class_weights_reach_the_fused_head(tmp_path):
-    """Bug of a peer: class weights dropped on the fused path."""
-    losses = []
-    for weight in (1.0, 3.0):
-        t = trainer(tmp_path, desirable_weight=weight, undesirable_weight=0.5, max_steps=1)
-        t.train()
-        losses.append(steps(t)[0]["loss"])
-    assert losses[0] != losses[1]
-
-
-def test_string_labels_are_read_as_what_they_say(tmp_path):
-    """Bug of a peer: string labels read as all true."""
-    data = Dataset.from_list([{**row, "label": str(row["label"])} for row in rows().to_list()])
-    t = trainer(tmp_path, train_dataset=data)
-    assert list(t.train_dataset["label"]) == list(rows()["label"])
 
 
 def test_import_needs_only_torch_and_the_standard_library():

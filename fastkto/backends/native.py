@@ -24,7 +24,9 @@ from fastkto.backends.native_ops import (
     padded,
     widened,
 )
-from fastkto.backends.tiles import TileBackend, cast, concatenate, logit_slope, operand, row_blocks, spread
+from fastkto.backends.products import cast, logit_slope, operand
+from fastkto.backends.row_blocks import row_blocks, spread
+from fastkto.backends.tiles import TileBackend, concatenate
 
 MIB = 1 << 20
 SCRATCH = 32 * MIB  # for the tiles of all threads together

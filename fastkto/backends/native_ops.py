@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from fastkto.backends.base import HeadInputs, HeadOutputs
-from fastkto.backends.tiles import operand
+from fastkto.backends.products import operand
 
 PACKAGE = Path(__file__).parent.parent
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")

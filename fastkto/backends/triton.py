@@ -10,7 +10,7 @@ import torch
 
 from fastkto.backends.base import Coefficients, HeadGradients, HeadInputs, HeadOutputs, Wanted
 from fastkto.backends.epilogue import RowSums, Settings, Terms
-from fastkto.backends.tiles import row_blocks, spread
+from fastkto.backends.row_blocks import row_blocks, spread
 
 
 class TritonBackend:

@@ -74,7 +74,7 @@ def test_a_mixture_of_experts_equals_the_host(tmp_path, calls):
 
 
 def test_a_planted_fault_is_seen(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastkto.integrations.trl_rows._packed", paired_with_itself)
+    monkeypatch.setattr(trl_rows.TRLCollator, "__call__", paired_with_itself)
     trainer, host = build(ours, tmp_path), build(trl, tmp_path)
     trainer.train()
     host.train()
@@ -82,5 +82,5 @@ def test_a_planted_fault_is_seen(tmp_path, monkeypatch):
         compare(trainer.state.log_history, host.state.log_history)
 
 
-def paired_with_itself(collator, rows, pairs, packed=trl_rows._packed):
-    return packed(collator, rows, rows)
+def paired_with_itself(collator, rows, call=trl_rows.TRLCollator.__call__):
+    return call(collator, [row | {"KL_completion_ids": row["completion_ids"]} for row in rows])
