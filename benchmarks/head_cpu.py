@@ -10,14 +10,14 @@ On a machine that is not idle: `OMP_NUM_THREADS=1 ... --clock cpu`, which counts
 import argparse
 import ctypes
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from machine import machine
 
 from fastkto.head import token_logprobs
 from fastkto.kto import fused_linear_kto
@@ -192,14 +192,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    machine = {
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "processors": os.cpu_count(),
-        "architecture": platform.machine(),
-        "instruction_set": torch.backends.cpu.get_cpu_capability(),
-    }
-    report = {"machine": machine, "clock": options.clock, "rounds": options.rounds, "shapes": {}}
+    report: dict[str, Any] = {**machine(), "clock": options.clock, "rounds": options.rounds, "shapes": {}}
     for shape in options.shapes:
         result = report["shapes"][shape] = run(shape, options.rounds, CLOCKS[options.clock])
         print(f"\nN,D,V = {shape}")

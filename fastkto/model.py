@@ -94,15 +94,23 @@ def _score(scorer: Scorer, hidden: torch.Tensor, head: Head, aux_loss: torch.Ten
     """
     if not head.plain:  # its scorer calls the module
         return scorer(hidden, head, aux_loss)
-    before = {name: value for name, value in vars(head.module).items() if name == "forward"}
+    own = vars(head.module)
+    before = {name: value for name, value in own.items() if name == "forward"}
+
+    def give_back() -> None:
+        if own.get("forward") is once:
+            del head.module.forward
+            own.update(before)
 
     def once(hidden: torch.Tensor) -> Any:
-        del head.module.forward
-        vars(head.module).update(before)
+        give_back()  # the scorer may run the stock forward
         return scorer(hidden, head, aux_loss)
 
     head.module.forward = once
-    return head.module(hidden)
+    try:
+        return head.module(hidden)
+    finally:  # a hook that fails comes before `once`
+        give_back()
 
 
 def check_head(model: PreTrainedModel) -> None:

@@ -199,6 +199,22 @@ def test_a_compiled_trunk_gives_the_same_loss(tmp_path):
         assert_within(ours["grad_norm"], theirs["grad_norm"], relative=1e-4, name="grad_norm")
 
 
+def test_a_hook_that_fails_leaves_the_head_as_it_was():
+    model = family("Llama")
+    install_scorer(model)
+    ids = torch.tensor([[1, 2, 3]])
+    expected = model(input_ids=ids).logits
+
+    def fail(*_):
+        raise RuntimeError("no weight here")
+
+    hook = model.lm_head.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="no weight here"):
+        model(input_ids=ids, scorer=lambda hidden, head, aux_loss: hidden)
+    hook.remove()
+    assert torch.equal(model(input_ids=ids).logits, expected)
+
+
 class OddHead(transformers.LlamaForCausalLM):
     """A head that does more than its output embedding."""
 
