@@ -8,7 +8,7 @@ PY     := $(VENV)/bin/python
 JOBS   ?= 2
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo demo-imbalanced test test-slow lint types floors pytest install sanitize faults compat hub gpu compile-table results package clean
+.PHONY: help demo demo-imbalanced test test-slow lint types floors pytest install sanitize faults compat bench hub gpu compile-table results package clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -50,6 +50,9 @@ faults: $(VENV)/.dev  ## every fault and bad input: what was lost, and the messa
 
 compat: $(VENV)/.dev  ## one environment a host pin, each host's own test in it (slow); HOSTS="liger-0.8.5 ..." picks
 	$(PY) tests/compat/environments.py --at build/compat $(HOSTS)
+
+bench: $(VENV)/.dev $(VENV)/.demo  ## head, loss, step and growth beside the peers, after `make demo` (less than 10 minutes)
+	HF_HUB_OFFLINE=1 $(PY) benchmarks/run.py
 
 hub: $(VENV)/.dev  ## stage the Triton kernels for the kernel Hub in build/hub
 	$(PY) kernels/stage_hub.py build/hub

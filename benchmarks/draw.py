@@ -1,7 +1,9 @@
-"""The README's picture of what a step costs, from the newest result files.
+"""The README's pictures from the newest result files: what a step costs, and how cost grows.
 
 python benchmarks/draw.py
 """
+
+from typing import Any
 
 import matplotlib as mpl
 from render import ROOT, newest
@@ -16,9 +18,16 @@ NAMES = {
     "fastkto-cached": "fastkto,\ncached reference",
     "sft": "SFT,\nsame packed rows",
 }
+OURS, OTHERS = "#d95f02", "#999999"
+PARTS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::addmm_"),
+    "attention": ("scaled_dot_product",),
+    "head's passes over logits": ("fastkto_native::",),
+    "elementwise": ("aten::mul", "aten::add", "aten::silu", "aten::copy_", "aten::div", "aten::neg", "aten::pow"),
+}
 
 
-def main() -> None:
+def cost() -> None:
     """Write docs/cost.png."""
     against_trl, price = newest("step"), newest("price")
     seconds, memory = {}, {}
@@ -27,13 +36,12 @@ def main() -> None:
         for system, figures in result["summary"].items():
             seconds[system] = scale * figures["times_as_long"]
             memory[system] = figures["peak_gib"]
-    memory["sft"] = 0.0  # its process holds a reference that it does not use
     systems = [system for system in NAMES if system in seconds]
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.2), layout="constrained")
     for axis, values, unit in ((axes[0], seconds, "seconds a step"), (axes[1], memory, "GiB at the peak")):
-        colours = ["#d95f02" if system.startswith("fastkto") else "#999999" for system in systems]
+        colours = [OURS if system.startswith("fastkto") else OTHERS for system in systems]
         bars = axis.barh([NAMES[system] for system in systems], [values[system] for system in systems], color=colours)
-        axis.bar_label(bars, fmt=lambda value: f"{value:.1f}" if value else "not measured", padding=3)
+        axis.bar_label(bars, fmt="{:.1f}", padding=3)
         axis.invert_yaxis()
         axis.margins(x=0.15)
         axis.set_xlabel(unit)
@@ -41,12 +49,68 @@ def main() -> None:
     axes[1].set_yticklabels([])
     rows = f"{against_trl['batch']} rows of up to {against_trl['max_length']} tokens"
     figure.suptitle(
-        f"One KTO step: {rows}, SmolLM2-135M, float32\n"
-        f"{against_trl['device']}, {against_trl['date'][:10]}; seconds: ratios of one run at fastkto's median",
+        f"One KTO step: {rows}, SmolLM2-135M, float32\n{_where(against_trl)}; seconds: ratios at fastkto's median",
         fontsize=10,
     )
     figure.savefig(ROOT / "docs" / "cost.png", dpi=130)
 
 
+def growth() -> None:
+    """Write docs/growth.png: memory against length, throughput against batch, time by part."""
+    scaling, floor = newest("scaling"), newest("floor")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
+    for system in ("trl", "fastkto"):
+        colour = OURS if system == "fastkto" else OTHERS
+        points = _axis(scaling, "max_length", system)
+        left.plot(*zip(*((x, found["peak_gib"]) for x, found in points), strict=True), "o-", color=colour)
+        left.annotate(NAMES[system], (points[-1][0], points[-1][1]["peak_gib"]), ha="right", va="bottom")
+        batches = [
+            (x, x * scaling["points"][0]["max_length"] / y["wall_seconds"]) for x, y in _axis(scaling, "batch", system)
+        ]
+        middle.plot(*zip(*batches, strict=True), "o-", color=colour)
+        middle.annotate(NAMES[system], batches[-1], ha="right", va="bottom")
+    left.set(xlabel="tokens a row", ylabel="GiB at the peak", ylim=(0, None))
+    middle.set(xlabel="rows a batch", ylabel="tokens a second", ylim=(0, None))
+    shares = parts_of(floor["profile"])
+    right.barh(list(shares), list(shares.values()), color=OURS)
+    right.invert_yaxis()
+    right.set_xlabel("% of a step")
+    for axis in (left, middle, right):
+        axis.spines[["top", "right"]].set_visible(False)
+    first = scaling["points"][0]
+    figure.suptitle(
+        f"Growth: random model of 4 layers, 256 hidden units, {first['vocabulary']} tokens; {_where(scaling)}. "
+        f"Time by part: SmolLM2-135M; {_where(floor)}",
+        fontsize=9,
+    )
+    figure.savefig(ROOT / "docs" / "growth.png", dpi=130)
+
+
+def parts_of(profile: dict[str, list[float]]) -> dict[str, float]:
+    """Percent of the profiled seconds by part."""
+    total = sum(seconds for seconds, _ in profile.values())
+    shares = dict.fromkeys([*PARTS, "other"], 0.0)
+    for name, (seconds, _) in profile.items():
+        part = next((part for part, words in PARTS.items() if any(word in name for word in words)), "other")
+        shares[part] += 100 * seconds / total
+    return shares
+
+
+def _axis(scaling: dict[str, Any], axis: str, system: str) -> list[tuple[int, dict[str, float]]]:
+    """Points along one axis, the others at their first value."""
+    first = scaling["points"][0]
+    others = [name for name in ("max_length", "batch", "vocabulary") if name != axis]
+    return [
+        (point[axis], point["systems"][system])
+        for point in scaling["points"]
+        if all(point[name] == first[name] for name in others)
+    ]
+
+
+def _where(result: dict[str, Any]) -> str:
+    return f"{result['device']}, {result['date'][:10]}"
+
+
 if __name__ == "__main__":
-    main()
+    cost()
+    growth()

@@ -7,19 +7,18 @@ the step's own shapes, measured in the same process between the steps. The last 
 not timed. Also the counted price of KTO over plain fine-tuning of the same batches.
 """
 
-import argparse
 import json
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from counts import PASSES, flops, linear_shapes
-from machine import machine
-from step import ROOT
-from step_systems import build
+from rows import arguments, case_of, settings
 from transformers import TrainerCallback
+
+from fastkto.bench.machine import machine
+from fastkto.bench.systems import build
 
 ROUNDS = 5
 
@@ -63,21 +62,9 @@ class Watch(TrainerCallback):
 
 def main() -> None:
     """Print the floor and the profile."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(ROOT / ".cache" / "SmolLM2-135M-Instruct-from-Q4_1"))
-    parser.add_argument("--data", type=Path, help="real rows; unset: rows of the committed lengths")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--max_length", type=int, default=1024)
-    parser.add_argument("--learning_rate", type=float, default=1e-6)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scratch", default="/tmp/fastkto-benchmark")
-    parser.add_argument("--output", type=Path)
-    parser.set_defaults(worker="fastkto")
-    options = parser.parse_args()
+    options = arguments(__doc__, steps=5).parse_args()
     watch = Watch(options.steps)
-    trainer: Any = build(options, watch)
+    trainer: Any = build("fastkto", case_of(options), watch)
     compute_loss = trainer.compute_loss
 
     def noted(model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -108,10 +95,9 @@ def main() -> None:
     for name, (seconds, count) in profile.items():
         print(f"  {name:50} {seconds:7.2f} s {seconds / total:6.1%} {count:6} calls")
     if options.output:
-        settings = {name: getattr(options, name) for name in ("batch", "max_length", "seed", "threads")}
         result = {
             **machine(),
-            **settings,
+            **settings(options),
             "rate": rate,
             "rates": watch.rates[-1],
             "share": share,

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import machine
 
+from fastkto.bench.machine import machine
 from fastkto.head import token_logprobs
 from fastkto.kto import fused_linear_kto
 
@@ -50,9 +50,9 @@ def error(logps: torch.Tensor, exact: torch.Tensor) -> dict[str, float]:
 
 
 def backward(function: Callable[..., torch.Tensor], *leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Values, and gradients of the leaves; the upstream gradient differs from position to position."""
+    """Values, and gradients of the leaves; the upstream gradient differs by position, and of a loss it is 1."""
     out = function()
-    upstream = torch.linspace(-1.0, 1.0, out.numel())
+    upstream = torch.linspace(1.0, -1.0, out.numel())
     return (out.detach(), *torch.autograd.grad((out * upstream).sum(), leaves))
 
 

@@ -1,6 +1,6 @@
 """The rows that a step is timed on: real feedback, or text of the same lengths that needs no data file.
 
-    python benchmarks/rows.py --data FILE    # writes lengths.json from the rows of FILE
+    python benchmarks/rows.py --data FILE --model DIR    # writes lengths.json from the rows of FILE
 
 `lengths.json` holds the prompt and completion tokens and the label of each of 300 rows of real feedback under
 SmolLM2's tokenizer. A row of n tokens is n seeded words that the tokenizer takes as one token each.
@@ -8,19 +8,53 @@ SmolLM2's tokenizer. A row of n tokens is n seeded words that the tokenizer take
 
 import argparse
 import json
-import random
-import re
 from pathlib import Path
 from typing import Any
 
+from fastkto.bench.case import Case
+
+ROOT = Path(__file__).parents[1]
 LENGTHS = Path(__file__).with_name("lengths.json")
+DEMO_MODEL = ROOT / ".cache" / "SmolLM2-135M-Instruct-from-Q4_1"
 
 
-def rows(path: Path | None, tokenizer: Any, seed: int) -> list[dict[str, Any]]:
-    """Prompt, completion and label of every row, shuffled."""
-    found = of_lengths(tokenizer, seed) if path is None else of_file(path)
-    random.Random(seed).shuffle(found)
-    return found
+def arguments(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
+    """What every benchmark of a step takes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(DEMO_MODEL))
+    parser.add_argument("--data", type=Path, help="real rows; unset: rows of the committed lengths")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--max_length", type=int, default=1024)
+    parser.add_argument("--learning_rate", type=float, default=1e-6)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path)
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def case_of(options: argparse.Namespace) -> Case:
+    """The case that these options name."""
+    return Case(
+        **{name: getattr(options, name) for name in ("model", "batch", "max_length", "steps", "learning_rate")},
+        rows=[] if options.data is None else of_file(options.data),
+        lengths=[] if options.data is not None else committed_lengths(),
+        threads=options.threads,
+        seed=options.seed,
+    )
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Of a result file."""
+    kept = {name: getattr(options, name) for name in ("batch", "max_length", "seed", "threads", "steps")}
+    data = options.data.name if options.data else LENGTHS.name
+    return {"model": Path(options.model).name, "data": data, **kept}
+
+
+def committed_lengths() -> list[tuple[int, int, bool]]:
+    """Prompt tokens, completion tokens, label."""
+    return [tuple(row) for row in json.loads(LENGTHS.read_text(encoding="utf-8"))]
 
 
 def of_file(path: Path) -> list[dict[str, Any]]:
@@ -32,22 +66,6 @@ def of_file(path: Path) -> list[dict[str, Any]]:
         for e in examples
     ]
     return [{key: row[key] for key in ("prompt", "completion", "label")} for row in converted]
-
-
-def of_lengths(tokenizer: Any, seed: int) -> list[dict[str, Any]]:
-    """Rows of seeded words; a trainer appends the end-of-sequence token, so a completion has one word less."""
-    generator = random.Random(seed)
-    found = [re.fullmatch("Ġ([a-z]{3,})", token) for token in sorted(tokenizer.get_vocab())]
-    candidates = [f" {word[1]}" for word in found if word]
-    words = [word for word in candidates if len(tokenizer(word, add_special_tokens=False)["input_ids"]) == 1]
-
-    def text(tokens: int) -> str:
-        return "".join(generator.choices(words, k=tokens))
-
-    return [
-        {"prompt": text(prompt), "completion": text(completion - 1), "label": label}
-        for prompt, completion, label in json.loads(LENGTHS.read_text(encoding="utf-8"))
-    ]
 
 
 def main() -> None:

@@ -13,15 +13,14 @@ import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from machine import machine
-from step import ROOT
-from step_systems import Case, sft
+from rows import arguments, case_of, settings
 from transformers import TrainerCallback
 
+from fastkto.bench.machine import machine
+from fastkto.bench.systems import Setting
 from fastkto.head import token_stats
 from fastkto.kto import kto_of_token_stats
 from fastkto.model import install_scorer
@@ -83,9 +82,9 @@ WAYS = {"joint graph": joint_graph, "z0 first": z0_first}
 def work(options: argparse.Namespace) -> None:
     """One way, in this process."""
     torch.set_num_threads(options.threads)
-    case = Case(options, TrainerCallback())
-    rows = sft(case).train_dataset.select(range(options.batch)).to_list()
-    model = case.model.train()
+    setting = Setting(case_of(options), TrainerCallback())
+    rows = setting.tokenised().select(range(options.batch)).to_list()
+    model = setting.model.train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     install_scorer(model)
     forward, seconds = Forward(model), []
@@ -103,18 +102,8 @@ def work(options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Print both ways."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(ROOT / ".cache" / "SmolLM2-135M-Instruct-from-Q4_1"))
-    parser.add_argument("--data", type=Path, help="real rows; unset: rows of the committed lengths")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--max_length", type=int, default=1024)
+    parser = arguments(__doc__, batch=16, steps=2)
     parser.add_argument("--max_tokens", type=int, default=2048)
-    parser.add_argument("--learning_rate", type=float, default=1e-6)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scratch", default="/tmp/fastkto-benchmark")
-    parser.add_argument("--output", type=Path)
     parser.add_argument("--worker", choices=tuple(WAYS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -130,8 +119,8 @@ def main() -> None:
     for name in ("loss", "grad_norm"):
         assert abs(joint[name] - first[name]) <= 1e-4 * abs(joint[name]), name
     if options.output:
-        settings = {name: getattr(options, name) for name in ("batch", "max_length", "max_tokens", "seed")}
-        options.output.write_text(json.dumps({**machine(), **settings, "ways": ways}, indent=1) + "\n")
+        figures = {**settings(options), "max_tokens": options.max_tokens, "ways": ways}
+        options.output.write_text(json.dumps({**machine(), **figures}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

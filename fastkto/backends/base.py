@@ -112,3 +112,10 @@ class Backend(Protocol):
     ) -> tuple[HeadOutputs, HeadGradients]:
         """Both at once by blocks of whole rows: a block's logits become its gradient, with no recompute."""
         ...
+
+    def scratch_bytes(self, head: HeadInputs, wanted: Wanted, cu_seqlens: Sequence[int] | None) -> int:
+        """Bytes alive at the peak of a call beside its inputs and results, from shapes alone.
+
+        With `cu_seqlens` of `forward_backward`; without, of `forward`, or of `backward` where a gradient is wanted.
+        """
+        ...

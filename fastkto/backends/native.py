@@ -25,8 +25,8 @@ from fastkto.backends.native_ops import (
     widened,
 )
 from fastkto.backends.products import cast, logit_slope, operand
-from fastkto.backends.row_blocks import row_blocks, spread
-from fastkto.backends.tiles import TileBackend, concatenate
+from fastkto.backends.row_blocks import largest_block, row_blocks, spread
+from fastkto.backends.tiles import TileBackend, concatenate, wider_sums
 
 MIB = 1 << 20
 SCRATCH = 32 * MIB  # for the tiles of all threads together
@@ -120,6 +120,20 @@ class NativeBackend(TileBackend):
             self._accumulate(block, out.lse_N, grad_N, sums.rows(begin, begin + size), kept=kept, fresh=begin == 0)
             outputs.append(out)
         return concatenate(outputs, head, stats=stats), sums.gradients(head)
+
+    def scratch_bytes(self, head: HeadInputs, wanted: Wanted, cu_seqlens: Sequence[int] | None) -> int:
+        """The tiles of all threads, a group of them, or the logits of the largest block of rows."""
+        if head.sum_dtype == torch.float64:
+            return super().scratch_bytes(head, wanted, cu_seqlens)
+        tiling = self.tiling(head)
+        rows = largest(positions(head, tiling.rows))
+        floats = rows * tiling.group
+        if not any(wanted):
+            floats = rows * min(tiling.columns, head.weight_VD.shape[0]) * torch.get_num_threads()
+        elif wanted.weight and cu_seqlens is not None:
+            most = min(self._block_positions(head), 4 * tiling.rows)
+            floats = max(floats, padded(largest_block(cu_seqlens, most)) * head.weight_VD.shape[0])
+        return 4 * floats + wider_sums(head, wanted, 4)
 
     def _forward(self, head: HeadInputs, *, stats: bool, kept: torch.Tensor | None = None) -> HeadOutputs:
         """With `kept`, the bare products stay there: one group of columns behind the other."""

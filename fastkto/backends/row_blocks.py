@@ -21,3 +21,9 @@ def row_blocks(cu_seqlens: Sequence[int], positions: int) -> Iterator[tuple[int,
             last += 1
         yield first, last
         first = last
+
+
+def largest_block(cu_seqlens: Sequence[int], positions: int) -> int:
+    """Positions of the largest of `row_blocks` that is not a row too long to be kept."""
+    sizes = [cu_seqlens[last] - cu_seqlens[first] for first, last in row_blocks(cu_seqlens, positions)]
+    return max((size for size in sizes if size <= positions), default=0)

@@ -12,7 +12,7 @@ import torch
 from fastkto.backends.base import Coefficients, HeadGradients, HeadInputs, HeadOutputs, Wanted
 from fastkto.backends.epilogue import Epilogue
 from fastkto.backends.products import accumulate, cast, logit_slope, logits_tile, operand, product, slice_sum
-from fastkto.backends.row_blocks import row_blocks, spread
+from fastkto.backends.row_blocks import largest_block, row_blocks, spread
 
 
 @dataclass
@@ -145,6 +145,17 @@ class TileBackend(Epilogue):
         gradients = HeadGradients(cast(dx_ND, head.hidden_ND), cast(dw_VD, head.weight_VD), cast(db_V, head.bias_V))
         return concatenate(outputs, head, stats=stats), gradients
 
+    def scratch_bytes(self, head: HeadInputs, wanted: Wanted, cu_seqlens: Sequence[int] | None) -> int:
+        """A tile with what the passes over it make, the logits of the largest block, sums wider than their result."""
+        itemsize = torch.finfo(head.sum_dtype).bits // 8
+        positions, vocabulary = head.hidden_ND.shape[0], head.weight_VD.shape[0]
+        tile = min(positions, self.rows) * min(vocabulary, self.columns)
+        kept = 0
+        if cu_seqlens is not None:
+            most = self._block_positions(head)
+            kept = largest_block(cu_seqlens, most) * vocabulary
+        return itemsize * (3 * tile + kept) + wider_sums(head, wanted, itemsize)
+
     def fold(self, tile: torch.Tensor, targets: torch.Tensor, start: int, folded: Folded, part: slice) -> None:
         """Take a tile of logits, columns [start, start + width), into the running statistics of `part`."""
         maximum = torch.maximum(folded.max_N[part], tile.amax(1))
@@ -203,6 +214,12 @@ class TileBackend(Epilogue):
     def _block_positions(self, head: HeadInputs) -> int:
         itemsize = torch.finfo(head.sum_dtype).bits // 8
         return max(1, self.block_bytes // (itemsize * head.weight_VD.shape[0]))
+
+
+def wider_sums(head: HeadInputs, wanted: Wanted, itemsize: int) -> int:
+    """Bytes of gradient sums that are kept beside a gradient of a narrower dtype."""
+    pairs = ((wanted.hidden, head.hidden_ND), (wanted.weight, head.weight_VD))
+    return sum(itemsize * x.numel() for wants, x in pairs if wants and x.element_size() < itemsize)
 
 
 def concatenate(outputs: list[HeadOutputs], head: HeadInputs, *, stats: bool) -> HeadOutputs:

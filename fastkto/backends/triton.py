@@ -10,7 +10,7 @@ import torch
 
 from fastkto.backends.base import Coefficients, HeadGradients, HeadInputs, HeadOutputs, Wanted
 from fastkto.backends.epilogue import RowSums, Settings, Terms
-from fastkto.backends.row_blocks import row_blocks, spread
+from fastkto.backends.row_blocks import largest_block, row_blocks, spread
 
 
 class TritonBackend:
@@ -83,6 +83,20 @@ class TritonBackend:
         dw_VD = None if dw_VD is None else dw_VD.to(weight_dtype)
         db_V = None if db_V is None or head.bias_V is None else db_V.to(head.bias_V.dtype)
         return out, HeadGradients(dx_ND, dw_VD, db_V)
+
+    def scratch_bytes(self, head: HeadInputs, wanted: Wanted, cu_seqlens: Sequence[int] | None) -> int:
+        """The kernels' budgets, and the exponentials of the largest block of rows."""
+        positions, vocabulary = head.hidden_ND.shape[0], head.weight_VD.shape[0]
+        logits = head.compute_dtype.itemsize * positions * vocabulary
+        if not any(wanted):
+            return min(logits, kernels().FORWARD_BYTES)
+        if not wanted.weight or cu_seqlens is None:
+            budget = kernels().CHUNK_BYTES if wanted.weight else kernels().FROZEN_BYTES
+            return min(logits, budget) + kernels().FORWARD_BYTES
+        most = max(1, self.block_bytes // (head.compute_dtype.itemsize * vocabulary))
+        kept = head.compute_dtype.itemsize * largest_block(cu_seqlens, most) * vocabulary
+        wider = 4 * head.weight_VD.numel() if positions > most and head.weight_VD.element_size() < 4 else 0
+        return kept + wider + kernels().FORWARD_BYTES
 
     def row_sums(self, logps_N: torch.Tensor, bounds: Sequence[int], ref_logps_B: torch.Tensor | None) -> RowSums:
         """One launch for all rows."""

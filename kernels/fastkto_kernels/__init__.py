@@ -5,6 +5,9 @@ Needs torch and triton. Legend: N scored positions, D hidden, V vocabulary, B ro
 
 from .combine import Kept, Outputs
 from .head import (
+    CHUNK_BYTES,
+    FORWARD_BYTES,
+    FROZEN_BYTES,
     Gradients,
     backward,
     backward_into,
@@ -19,6 +22,9 @@ from .launch import arch_of
 from .table import Plan, Tile, plan_for
 
 __all__ = [
+    "CHUNK_BYTES",
+    "FORWARD_BYTES",
+    "FROZEN_BYTES",
     "Gradients",
     "Head",
     "Kept",

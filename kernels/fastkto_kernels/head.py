@@ -14,7 +14,9 @@ from .matmul import matmul_into, sum_dtype, times_weight, write_bias, write_prod
 from .produce import empty_kept, score, unit_gradient
 
 PARTIAL_BYTES = 15 << 20
-"""Partials of one pass; positions beyond go into a next one. With a fold tile a no-grad stream stays under 32 MiB."""
+"""Partials of one pass; positions beyond go into a next one."""
+FORWARD_BYTES = 32 << 20
+"""What a no-grad stream needs at most, partials and fold tile, beside its results."""
 CHUNK_BYTES = 256 << 20
 """Of unit gradient that the recomputing backward holds for all positions."""
 FROZEN_BYTES = 256 << 20

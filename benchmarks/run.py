@@ -1,0 +1,96 @@
+"""`make bench`: head, loss, step and growth on this machine in minutes, with the spread over all runs so far.
+
+    python benchmarks/run.py [--runs build/bench]
+
+Every figure is a ratio of times of one interleaved run, a ratio of peaks, or a slope in bytes. A run is kept as JSON;
+the table shows the median of the runs on this commit and device, the least and the most.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rows import DEMO_MODEL, ROOT
+
+from fastkto.bench.machine import machine
+
+HERE = Path(__file__).parent
+SHAPE = "1024,576,49152"
+STEP = ["--batch", "4", "--max_length", "512", "--steps", "3"]
+
+
+def commands(output: Path) -> dict[str, list[str]]:
+    """What is run, each writing `<subject>.json`."""
+    python = [sys.executable]
+    files = {subject: str(output / f"{subject}.json") for subject in ("head", "micro", "step", "scaling")}
+    micro = [str(HERE / "micro"), "-o", "python_files=bench_*.py", "--benchmark-only", "-q", "-p", "no:cacheprovider"]
+    wanted = {
+        "head": [str(HERE / "head_cpu.py"), "--shapes", SHAPE, "--rounds", "5", "--output", files["head"]],
+        "micro": ["-m", "pytest", *micro, f"--benchmark-json={files['micro']}"],
+        "step": ["-m", "fastkto", "bench", "--model", str(DEMO_MODEL), *STEP, "--output", files["step"]],
+        "scaling": [str(HERE / "scaling.py"), "--systems", "fastkto", "--steps", "2", "--output", files["scaling"]],
+    }
+    if torch.cuda.is_available():
+        del wanted["head"]  # of the CPU
+    return {subject: python + arguments for subject, arguments in wanted.items()}
+
+
+def figures(subject: str, result: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Name and value of what a subject found."""
+    if subject == "head":
+        for name, ratio in result["shapes"][SHAPE]["ratios"].items():
+            yield f"head: {name}", ratio["median"]
+    elif subject == "micro":
+        medians = {
+            (each["group"], each["name"].partition("[")[2].rstrip("]").split("-")[0]): each["stats"]["median"]
+            for each in result["benchmarks"]
+        }
+        for (group, name), median in medians.items():
+            ours = medians.get((group, "fastkto")) or medians.get((group, "packed"))
+            if ours is not None and median != ours:
+                yield f"{group}: {name} / ours", median / ours
+    elif subject == "step":
+        first, *others = result["summary"].items()
+        for name, found in others:
+            yield f"step: {name} / {first[0]}, time", found["times_as_long"]
+            yield f"step: {name} / {first[0]}, peak memory", found["peak_gib"] / first[1]["peak_gib"]
+    else:
+        for axis, systems in result["slopes"].items():
+            yield f"growth with {axis}: KiB each", systems["fastkto"]["bytes"] / 1024
+
+
+def main() -> None:
+    """Run everything, keep the run, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=ROOT / "build" / "bench")
+    runs = parser.parse_args().runs
+    if not DEMO_MODEL.is_dir():
+        sys.exit(f"the model of the step is {DEMO_MODEL}: make it with `make demo`")
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="fastkto-bench-") as folder:
+        for subject, command in commands(Path(folder)).items():
+            print(f"\n== {subject}", flush=True)
+            subprocess.run(command, check=True, cwd=ROOT)
+            result = json.loads((Path(folder) / f"{subject}.json").read_text(encoding="utf-8"))
+            found |= dict(figures(subject, result))
+    this = {**machine(), "figures": found}
+    runs.mkdir(parents=True, exist_ok=True)
+    (runs / f"{this['date'].replace(':', '')}.json").write_text(json.dumps(this, indent=1) + "\n", encoding="utf-8")
+    kept = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(runs.glob("*.json"))]
+    same = [run for run in kept if (run["commit"], run["device"]) == (this["commit"], this["device"])]
+    print(f"\n{len(same)} runs of {this['commit']} on {this['device']}:")
+    for name in found:
+        values = [run["figures"][name] for run in same if name in run["figures"]]
+        spread = f"{min(values):.2f} to {max(values):.2f}"
+        print(f"  {name:62}{statistics.median(values):9.2f}   {spread}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Steps of several systems in turn, each in a process of its own: equal losses first, then times and peak memory."""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from itertools import pairwise
+from json import loads
+from pathlib import Path
+from typing import NamedTuple
+
+from fastkto.bench.case import Case
+from fastkto.bench.systems import SAME_STEP
+
+Step = dict[str, float]
+ALLOWED = {False: {"loss": 1e-3, "grad_norm": 1e-3}, True: {"loss": 2e-2, "grad_norm": 1e-1}}
+"""Relative difference of two systems' steps, without and with bf16."""
+
+
+LINES = 15  # of a system's output that are shown where it ends early
+
+
+class Worker(NamedTuple):
+    """A system's process, and the name it goes by."""
+
+    name: str
+    system: str
+    process: "subprocess.Popen[str]"
+    log: Path
+    """What its libraries print."""
+
+
+def measure(
+    cases: dict[str, tuple[str, Case]], *, progress: Callable[[str], None] = lambda _: None
+) -> dict[str, list[Step]]:
+    """Counted steps by name, from `{name: (system, case)}`, one step of each in turn so that drift cancels.
+
+    Raises:
+        RuntimeError: a system ended early, or took another step than its peers on the same case.
+    """
+    steps: dict[str, list[Step]] = {name: [] for name in cases}
+    (count,) = {case.steps for _, case in cases.values()}
+    with tempfile.TemporaryDirectory(prefix="fastkto-bench-") as folder:
+        workers = [_start(name, system, case, Path(folder)) for name, (system, case) in cases.items()]
+        try:
+            for step in range(count):
+                for worker in workers:
+                    steps[worker.name].append(_step(worker, step))
+                    wall = steps[worker.name][-1]["wall"]
+                    progress(f"step {step} {worker.name}: {wall:.2f} s{' (not counted)' if step == 0 else ''}")
+        finally:
+            for worker in workers:
+                worker.process.kill()
+                worker.process.wait()
+    _check_equal(cases, steps)
+    return {name: taken[1:] for name, taken in steps.items()}
+
+
+def _start(name: str, system: str, case: Case, folder: Path) -> Worker:
+    file = folder / f"{name}.json"
+    file.write_text(case.to_json(), encoding="utf-8")
+    command = [sys.executable, "-m", "fastkto.bench.worker", system, str(file)]
+    log = folder / f"{name}.log"
+    with log.open("w", encoding="utf-8") as messages:
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=messages, text=True)
+    return Worker(name, system, process, log)
+
+
+def _step(worker: Worker, step: int) -> Step:
+    assert worker.process.stdin is not None
+    assert worker.process.stdout is not None
+    try:
+        worker.process.stdin.write("step\n")
+        worker.process.stdin.flush()
+        line = worker.process.stdout.readline()
+    except BrokenPipeError:
+        line = ""
+    if not line:
+        said = worker.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-LINES:]
+        raise RuntimeError("\n".join([f"{worker.name} ended before step {step}:", *said]))
+    found: Step = loads(line)
+    return found
+
+
+def _check_equal(cases: dict[str, tuple[str, Case]], steps: dict[str, list[Step]]) -> None:
+    """Systems that take the same steps on one case must have."""
+    for same in SAME_STEP:
+        names = [name for name, (system, _) in cases.items() if system in same]
+        for first, other in pairwise(names):
+            if cases[first][1] != cases[other][1]:
+                continue
+            for ours, theirs in zip(steps[first], steps[other], strict=True):
+                for figure, allowed in ALLOWED[cases[first][1].bf16].items():
+                    if not abs(ours[figure] - theirs[figure]) <= allowed * abs(theirs[figure]):
+                        raise RuntimeError(f"{figure} of {first} and {other} differ: {ours}, {theirs}")
+
+
+def summary(steps: dict[str, list[Step]], clock: str = "wall") -> dict[str, dict[str, float]]:
+    """Medians of each, and its ratio to the first, with the least and the most of its steps."""
+    first = next(iter(steps))
+    table = {}
+    for name, taken in steps.items():
+        ratios = [theirs[clock] / ours[clock] for ours, theirs in zip(steps[first], taken, strict=True)]
+        table[name] = {
+            "wall_seconds": statistics.median([step["wall"] for step in taken]),
+            "cpu_seconds": statistics.median([step["cpu"] for step in taken]),
+            "peak_gib": max(step["peak_gib"] for step in taken),
+            "times_as_long": statistics.median(ratios),
+            "least": min(ratios),
+            "most": max(ratios),
+        }
+    return table

@@ -1,0 +1,67 @@
+"""Plain fine-tuning on the target completions by KTO's own trunk, packing and head: what its price is counted from.
+
+Legend: N scored positions, D hidden, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+from transformers import Trainer
+
+from fastkto.backends import choose
+from fastkto.backends.base import Wanted
+from fastkto.head import prepare
+from fastkto.trainer import KTOTrainer
+from fastkto.trunk import Scored, run
+
+
+class SFTTrainer(KTOTrainer):
+    """Cross entropy, the mean over the completion tokens of a batch. `precompute_ref_log_probs` keeps it from a copy.
+
+    No reference is ever asked.
+    """
+
+    def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> torch.Tensor:
+        """`cross_entropy(hidden @ weight.T, targets)`."""
+        self.tokens = inputs["num_tokens"]
+
+        def cross_entropy(scored: Scored) -> torch.Tensor:
+            weight = scored.head.module.weight
+            loss: torch.Tensor = _CrossEntropy.apply(scored.hidden, weight, scored.targets, scored.cu_seqlens)
+            return loss
+
+        return run(self._forward._replace(model=model), inputs, cross_entropy)[0]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The Trainer's line and the tokens of the step, without KTO's figures."""
+        Trainer.log(self, logs | {"num_tokens": self.tokens}, start_time)
+
+    def _fill_cache(self) -> None:
+        """There is nothing to score."""
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Logits become gradients as they are formed, as in `fused_linear_kto`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, bounds: list[int]
+    ) -> torch.Tensor:
+        head, _ = prepare(hidden_ND, weight_VD, targets_N, None, None, 1.0)
+        wanted = Wanted(ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias=False)
+        share = -1.0 / len(targets_N)
+
+        def coefficients(rows: slice, logps_N: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
+            return logps_N.new_full((len(bounds) - 1,), share)
+
+        backend = choose("auto", hidden_ND.device)
+        out, grads = backend.forward_backward(head, bounds, coefficients, wanted, stats=False)
+        ctx.save_for_backward(grads.hidden_ND, grads.weight_VD)
+        return out.logps_N.sum() * share
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return *(None if x is None else x * grad for x in ctx.saved_tensors), None, None

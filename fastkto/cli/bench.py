@@ -1,0 +1,98 @@
+"""`fastkto bench`: what a training step costs on this machine with this model, beside TRL's and plain fine-tuning."""
+
+import argparse
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastkto.cli.strict import StrictParser
+
+if TYPE_CHECKING:
+    from fastkto.bench.case import Case
+
+DESCRIPTION = """Time and peak memory of a training step on rows of max_length tokens, half of each its prompt. Systems
+take their steps in turn, each in a process of its own, on the same rows; where two should take the same step, their
+losses and gradient norms are compared first. sft is plain fine-tuning on the same completions."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Measure and print a table."""
+    import torch
+
+    from fastkto.bench.case import Case, full_length
+    from fastkto.bench.compare import measure, summary
+    from fastkto.bench.machine import machine
+    from fastkto.bench.systems import SYSTEMS
+    from fastkto.cli.models import model_source
+    from fastkto.disk import writing
+
+    options = _parser(tuple(SYSTEMS)).parse_all(argv)
+    cuda = torch.cuda.is_available()
+    case = Case(
+        model=model_source(options.model, "model"),
+        batch=options.batch,
+        max_length=options.max_length,
+        lengths=full_length(options.batch, options.max_length, options.steps + 1),
+        steps=options.steps + 1,
+        dtype=options.dtype,
+        bf16=cuda and torch.cuda.is_bf16_supported(),
+        use_peft=options.use_peft,
+        device="cuda" if cuda else "cpu",
+        settings={} if (most := options.max_tokens_per_forward) is None else {"max_tokens_per_forward": most},
+    )
+    systems = options.systems or ["fastkto", "sft", *(["trl"] if importlib.util.find_spec("trl") else [])]
+    if "trl" not in systems and not options.systems:
+        print("trl is not installed, so it is left out: pip install 'fastkto[bench]'", file=sys.stderr)
+    cases = {system: (system, case) for system in systems}
+    steps = measure(cases, progress=lambda line: print(line, file=sys.stderr))
+    figures = summary(steps)
+    print(table(figures, case))
+    if options.output is not None:
+        settings = {name: getattr(options, name) for name in ("batch", "max_length", "dtype", "use_peft")}
+        result = {**machine(), "model": Path(case.model).name, **settings, "summary": figures, "steps": steps}
+        with writing("output", str(options.output), "the figures"):
+            options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def table(figures: dict[str, dict[str, float]], case: "Case") -> str:
+    """A line a system: medians of the counted steps, ratios to the first with their spread."""
+    first = next(iter(figures))
+    head = f"{'':16}{'s a step':>9}{'tokens/s':>10}{'peak GiB':>10}{f'time / {first}':>18}{'memory':>9}"
+    lines = [head]
+    for name, found in figures.items():
+        tokens = case.batch * case.max_length / found["wall_seconds"]
+        ratio = f"{found['times_as_long']:.2f} ({found['least']:.2f}-{found['most']:.2f})"
+        memory = found["peak_gib"] / figures[first]["peak_gib"]
+        lines.append(
+            f"{name:16}{found['wall_seconds']:9.2f}{tokens:10.0f}{found['peak_gib']:10.2f}{ratio:>18}{memory:9.2f}"
+        )
+    return "\n".join(lines)
+
+
+def _parser(systems: tuple[str, ...]) -> StrictParser:
+    parser = StrictParser(
+        prog="fastkto bench",
+        usage="fastkto bench --model ID [--max_length L] [--batch B] [...]",
+        description=DESCRIPTION,
+    )
+    parser.add_argument("--model", required=True, help="folder or Hub id of the model")
+    parser.add_argument("--max_length", type=_positive, default=1024, help="tokens of each row (default 1024)")
+    parser.add_argument("--batch", type=_positive, default=8, help="rows of a micro-batch (default 8)")
+    parser.add_argument("--steps", type=_positive, default=3, help="counted steps, after one that is not (default 3)")
+    parser.add_argument("--systems", nargs="+", choices=systems, help="what to run; the ratios are to the first")
+    parser.add_argument("--use_peft", action="store_true", help="train a LoRA adapter instead of all weights")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights")
+    parser.add_argument("--max_tokens_per_forward", type=_positive, help="of fastkto: split a micro-batch")
+    parser.add_argument("--output", type=Path, help="also write the figures there, as JSON")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number

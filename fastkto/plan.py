@@ -1,0 +1,237 @@
+"""What a training step will need in memory, by part, before anything is loaded: the step runs on fake tensors."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import psutil
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from fastkto.config import KTOConfig
+from fastkto.errors import InputError
+from fastkto.fake_step import FakeStep
+from fastkto.footprint import OPTIMIZER, PARTS, REFERENCE, WEIGHTS, Footprint
+from fastkto.loading import policy_and_reference
+from fastkto.model import is_peft_model, unwrap_peft
+from fastkto.packing import PackingCollator
+from fastkto.padding import PaddingCollator
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+LONGEST, MOST_ROWS = 2**17, 2**7
+"""Where the search for what fits ends."""
+STATE_BYTES = {
+    "adamw_torch": 2.0,
+    "adamw_torch_fused": 2.0,
+    "adamw_8bit": 0.5,
+    "adamw_bnb_8bit": 0.5,
+    "paged_adamw_8bit": 0.5,
+    "lion_8bit": 0.25,
+    "lion_32bit": 1.0,
+    "sgd": 0.0,
+}
+"""State of an optimizer, in units of float32 weights that it trains; 8-bit ones keep a byte a value."""
+
+
+class Model(NamedTuple):
+    """What there is to know of a model before it is loaded."""
+
+    config: PreTrainedConfig
+    dtype: torch.dtype
+    peft_config: "PeftConfig | None" = None
+    trust_remote_code: bool = False
+
+    @classmethod
+    def of(cls, model: Any) -> "Model":
+        """What a loaded model is."""
+        base = unwrap_peft(model)
+        if getattr(base, "is_quantized", False):
+            fix = "Plan it without quantisation: the weights then count in their own dtype."
+            raise InputError("model", "quantised weights", "weights of one dtype", fix)
+        adapter = model.active_peft_config if is_peft_model(model) else None
+        return cls(
+            base.config, base.dtype, adapter, trust_remote_code=type(base).__module__.startswith("transformers_modules")
+        )
+
+
+def peak_by_part(model: Model, args: KTOConfig, lengths: Sequence[tuple[int, int]]) -> dict[str, int]:
+    """Bytes by part at the peak of a training step, the second or a later one, on rows of these lengths.
+
+    `{part: bytes}` of `PARTS`, in a process of its own; what the process needs beside its tensors is not in it.
+
+    Args:
+        model: its config, dtype and adapter; no weights are read.
+        args: of the training; `per_device_train_batch_size` is not used.
+        lengths: (prompt tokens, completion tokens) of each row of a micro-batch.
+
+    Raises:
+        ValueError: for an optimizer whose state is not known.
+    """
+    state = _state(args.optim)
+    with torch.device("meta"):  # shapes only: nothing is initialised
+        policy = AutoModelForCausalLM.from_config(
+            model.config, dtype=model.dtype, trust_remote_code=model.trust_remote_code
+        )
+        policy, reference = policy_and_reference(policy, None, args, model.peft_config)
+    with FakeTensorMode() as fake, Footprint() as footprint:
+        for each, label in ((policy, WEIGHTS), (reference, REFERENCE)):
+            if each is not None:
+                with footprint.labelled(label):
+                    _materialise(each, args.device)
+        if args.gradient_checkpointing:
+            policy.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
+        policy.train()
+        trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        for parameter in trained:
+            footprint.watch_gradient(parameter)
+        with footprint.labelled(OPTIMIZER):
+            states = [
+                torch.empty(int(4 * state * p.numel() * p.element_size() / 4), dtype=torch.uint8) for p in trained
+            ]
+        batch = tree_map_only(torch.Tensor, fake.from_tensor, _batch(args, lengths))
+        step = FakeStep(policy, reference, args, footprint)
+        for _ in range(min(2, args.gradient_accumulation_steps)):
+            step.take(batch)
+        del states
+    return {part: footprint.at_peak[part] for part in PARTS}
+
+
+def total(parts: dict[str, int]) -> int:
+    """The peak itself."""
+    return sum(parts.values())
+
+
+def longest(model: Model, args: KTOConfig, batch_size: int, memory: int) -> int | None:
+    """The longest `max_length`, a multiple of 64 within the model's window, whose step stays within so many bytes."""
+
+    def need(length: int) -> int:
+        return total(peak_by_part(model, args, rows_of(batch_size, length)))
+
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None) or LONGEST
+    return largest(need, memory, start=args.max_length or 1024, unit=64, most=min(window, LONGEST))
+
+
+def most_rows(model: Model, args: KTOConfig, max_length: int, memory: int) -> int | None:
+    """The largest micro-batch, of two rows or more, of `rows_of` that stays within so many bytes."""
+    least = 2 if args.loss_type == "kto" else 1  # a row's KL completion is another row's
+
+    def need(rows: int) -> int:
+        return total(peak_by_part(model, args, rows_of(max(rows, least), max_length)))
+
+    found = largest(need, memory, start=args.per_device_train_batch_size, unit=1, most=MOST_ROWS)
+    return found if found is None or found >= least else None
+
+
+def what_fits(model: Model, args: KTOConfig, memory: int) -> str:
+    """The longest rows and the most of them that stay within so many bytes, in a sentence."""
+    if args.max_length is None:
+        return ""
+    rows, room = args.per_device_train_batch_size, memory - process_bytes(args.device)
+    try:
+        length = longest(model, args, rows, room)
+        most = most_rows(model, args, args.max_length, room)
+    except InputError as error:
+        return f"(`fastkto plan` cannot tell what fits: {error})"
+    found = [f"max_length={length} with {rows} rows"] if length else []
+    found += [f"{most} rows of max_length={args.max_length}"] if most else []
+    believed = " or ".join(found) or "no batch of this model with these settings"
+    return f"In the {memory / 2**30:.1f} GiB here, `fastkto plan` believes, {believed} fits at full length."
+
+
+def device_bytes(device: torch.device) -> int:
+    """All memory of a device; of the machine, or of what this process may have of it, for a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    limits = [psutil.virtual_memory().total]
+    if hasattr(psutil, "RLIMIT_AS"):
+        limits += [limit for limit in psutil.Process().rlimit(psutil.RLIMIT_AS) if limit > 0]
+    cgroup = Path("/sys/fs/cgroup/memory.max")
+    if cgroup.is_file() and (text := cgroup.read_text().strip()).isdigit():
+        limits.append(int(text))
+    return min(limits)
+
+
+def process_bytes(device: torch.device) -> int:
+    """What a training process needs beside its tensors: its code and the device's context."""
+    if device.type == "cuda":
+        torch.zeros(1, device=device)
+        free, everything = torch.cuda.mem_get_info(device)
+        return everything - free - torch.cuda.memory_reserved(device)
+    return int(psutil.Process().memory_info().rss)
+
+
+def largest(need: Callable[[int], int], room: int, start: int, unit: int, most: int) -> int | None:
+    """The largest multiple of `unit`, up to `most`, that needs at most `room`; None where `unit` needs more.
+
+    `need` grows, nearly along a line: a guess is where the line through the last two would meet `room`, and every
+    third one halves what is left. Ends where it knows the answer to one part in 32.
+    """
+    low, high = 0, most // unit * unit + unit
+    known: list[tuple[int, int]] = []
+    guess = min(max(unit, start // unit * unit), high - unit)
+    while low < guess < high:
+        known.append((guess, need(guess)))
+        low, high = (guess, high) if known[-1][1] <= room else (low, guess)
+        if high - low <= max(unit, low // 32):
+            break
+        guess = (low + high) // 2 if len(known) % 3 == 0 else _crossing(known, room)
+        guess = min(max(guess // unit * unit, low + unit), high - unit)
+    return low or None
+
+
+def _crossing(known: list[tuple[int, int]], room: int) -> int:
+    """Where the line through the last two points reaches `room`; with one point, twice or half of it."""
+    xx, yy = known[-1]
+    x, y = known[-2] if len(known) > 1 else (xx, yy)
+    if y == yy:
+        return xx * 2 if yy <= room else xx // 2
+    return int(xx + (room - yy) * (xx - x) / (yy - y))
+
+
+def rows_of(batch_size: int, max_length: int) -> list[tuple[int, int]]:
+    """Rows as long as they may be, half of each its prompt: (prompt, completion) tokens."""
+    return [(max_length // 2, max_length - max_length // 2)] * batch_size
+
+
+def _state(optim: Any) -> float:
+    name = str(getattr(optim, "value", optim))
+    if name not in STATE_BYTES:
+        raise InputError("optim", name, f"one of {tuple(STATE_BYTES)}", "The state of others is not known here.")
+    return STATE_BYTES[name]
+
+
+def _materialise(model: torch.nn.Module, device: torch.device) -> None:
+    """Put tensors of the current mode in the place of those on "meta"; what is shared stays shared."""
+    made: dict[int, torch.Tensor] = {}
+
+    def new(x: torch.Tensor) -> torch.Tensor:
+        if id(x) not in made:
+            made[id(x)] = torch.empty(x.shape, dtype=x.dtype, device=device)
+        return made[id(x)]
+
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                fresh = new(parameter)
+                if not isinstance(fresh, torch.nn.Parameter):
+                    fresh = torch.nn.Parameter(fresh, requires_grad=parameter.requires_grad)
+                    made[id(parameter)] = fresh
+                module._parameters[name] = fresh
+        for kind in (module._buffers, vars(module)):
+            kind.update({name: new(x) for name, x in kind.items() if isinstance(x, torch.Tensor)})
+
+
+def _batch(args: KTOConfig, lengths: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """A batch of these rows, every prompt its own, as the collator makes it."""
+    kl = args.loss_type == "kto"
+    rows = [
+        {"prompt_ids": [i] * prompt, "completion_ids": [i] * completion, "label": i % 2 == 0}
+        for i, (prompt, completion) in enumerate(lengths)
+    ]
+    if args.packing is False:
+        return PaddingCollator(0, None, kl=kl)(rows)  # type: ignore[return-value]
+    return PackingCollator(None, kl=kl, max_tokens=args.max_tokens_per_forward)(rows)

@@ -1,0 +1,162 @@
+"""The plan is the real step's memory: part by part, on every path, and it grows as the step does."""
+
+import itertools
+
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import LoraConfig
+from tiny import tiny_llama
+from tolerance import assert_within
+from training import config, trainer
+
+from fastkto.errors import InputError
+from fastkto.footprint import GRADIENTS, HEAD, KEPT, OPTIMIZER, REFERENCE, WEIGHTS, WORK, Footprint
+from fastkto.plan import Model, largest, longest, most_rows, peak_by_part, rows_of, total
+
+LENGTHS = [(40, 90), (10, 150), (70, 30), (1, 60)]
+SIZES = {"hidden": 64, "layers": 3, "vocab": 1024}
+LORA = {"r": 4, "task_type": "CAUSAL_LM", "target_modules": "all-linear"}
+
+
+def model(peft_config=None, **changes):
+    return Model(tiny_llama(**SIZES | changes).config, torch.float32, peft_config)
+
+
+def plan(tmp_path, lengths=LENGTHS, *, known=None, **changes):
+    return peak_by_part(known or model(), config(tmp_path, **changes), lengths)
+
+
+def real_step(tmp_path, *, peft_config=None, **changes):
+    """Bytes that the trainer's own step has alive at its peak, beside weights, reference and optimizer."""
+    dataset = Dataset.from_list(
+        [
+            {"prompt_ids": [3 + i] * prompt, "completion_ids": [40 + i] * (completion - 1) + [7], "label": i % 2 == 0}
+            for i, (prompt, completion) in enumerate(LENGTHS)
+        ]
+    )
+    t = trainer(tmp_path, model=tiny_llama(**SIZES), train_dataset=dataset, peft_config=peft_config, **changes)
+    if t.args.gradient_checkpointing:
+        t.model.gradient_checkpointing_enable()
+    t.model.train()
+    t.current_gradient_accumulation_steps = 1
+    (batch,) = t.get_train_dataloader()
+    t.training_step(t.model, batch, num_items_in_batch=4)  # what is made once is made
+    t.model.zero_grad()
+    with Footprint() as footprint:
+        t.training_step(t.model, batch, num_items_in_batch=4)
+    return sum(footprint.at_peak.values())
+
+
+WAYS = {
+    "full": {},
+    "cached": {"precompute_ref_log_probs": True},
+    "adapter": {"peft_config": LORA},
+    "adapter, cached": {"peft_config": LORA, "precompute_ref_log_probs": True},
+    "no checkpointing": {"gradient_checkpointing": False},
+    "padded": {"packing": False},
+    "two forwards": {"max_tokens_per_forward": 400},
+    "apo": {"loss_type": "apo_zero_unpaired"},
+    "bf16": {"bf16": True},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_plan_is_the_memory_of_a_real_step(tmp_path, way):
+    changes = dict(WAYS[way])
+    lora = LoraConfig(**changes.pop("peft_config")) if "peft_config" in changes else None
+    parts = plan(tmp_path, known=model(lora), **changes)
+    if lora is not None:
+        changes["peft_config"] = LoraConfig(**LORA)
+    measured = real_step(tmp_path, **changes)
+    static = parts[WEIGHTS] + parts[REFERENCE] + parts[OPTIMIZER]
+    assert_within(total(parts) - static, measured, relative=0.1, name=f"{way}: {parts}")
+
+
+def test_weights_reference_and_state_are_counted_to_the_byte(tmp_path):
+    size = sum(p.numel() * 4 for p in tiny_llama(**SIZES).parameters())
+    parts = plan(tmp_path)
+    buffers = parts[WEIGHTS] - size  # rotary frequencies
+    assert 0 <= buffers < 4096
+    assert parts[REFERENCE] == parts[WEIGHTS]
+    assert parts[OPTIMIZER] == 2 * size
+    assert plan(tmp_path, precompute_ref_log_probs=True)[REFERENCE] == 0
+    assert plan(tmp_path, optim="sgd")[OPTIMIZER] == 0
+
+
+def test_an_adapter_has_the_gradients_and_the_state(tmp_path):
+    full, adapter = plan(tmp_path), plan(tmp_path, known=model(LoraConfig(**LORA)))
+    assert adapter[REFERENCE] == 0
+    assert adapter[OPTIMIZER] < full[OPTIMIZER] / 4
+    assert adapter[GRADIENTS] <= adapter[OPTIMIZER] / 2 + 1
+
+
+def test_a_layer_keeps_its_input_and_the_vocabulary_nothing_beside_weights(tmp_path):
+    few, many = (plan(tmp_path, rows_of(2, 512), known=model(layers=layers)) for layers in (4, 9))
+    assert many[KEPT] - few[KEPT] == 5 * 1024 * 64 * 4  # checkpointed: hidden states of the targets
+    assert many[WORK] == few[WORK]
+    small, large = (plan(tmp_path, rows_of(2, 512), known=model(vocab=vocab)) for vocab in (1 << 17, 1 << 18))
+    for part in (KEPT, WORK):
+        assert_within(large[part], small[part], relative=0.01, name=part)
+    # weights, reference, gradient and two moments of the embedding and of the head
+    assert large[WEIGHTS] - small[WEIGHTS] == 2 * (1 << 17) * 64 * 4
+    assert large[HEAD] <= small[HEAD] + (8 << 20)
+
+
+def test_a_split_micro_batch_needs_less(tmp_path):
+    whole = plan(tmp_path, rows_of(8, 512))
+    split = plan(tmp_path, rows_of(8, 512), max_tokens_per_forward=1024)
+    assert split[WORK] < whole[WORK] / 2
+
+
+def test_accumulated_gradients_are_there_in_the_next_forward(tmp_path):
+    once, twice = (plan(tmp_path, gradient_accumulation_steps=steps) for steps in (1, 4))
+    assert total(twice) > total(once)
+
+
+def test_an_unknown_optimizer_is_refused_by_name(tmp_path):
+    with pytest.raises(InputError, match=r"optim: got 'adafactor', expected one of .*adamw_torch_fused"):
+        plan(tmp_path, optim="adafactor")
+
+
+@given(
+    room=st.integers(0, 10_000),
+    start=st.integers(1, 600),
+    unit=st.sampled_from([1, 7, 64]),
+    slopes=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    fixed=st.integers(0, 500),
+)
+def test_the_largest_that_fits_is_found(room, start, unit, slopes, fixed):
+    asked = []
+
+    def need(value):
+        asked.append(value)
+        return fixed + max(slopes[0] * value, slopes[1] * (value - 300))
+
+    found = largest(need, room, start, unit, most=4096)
+    good = [
+        value for value in range(unit, 4097, unit) if fixed + max(slopes[0] * value, slopes[1] * (value - 300)) <= room
+    ]
+    if not good:
+        assert found is None
+    else:
+        assert found in good
+        assert found >= good[-1] - max(unit, good[-1] // 16)
+    assert len(asked) == len(set(asked)) <= 30
+    assert all(0 < value <= 4096 for value in asked)
+
+
+def test_the_longest_rows_and_the_most_of_them_fit_and_a_little_more_does_not(tmp_path):
+    known, args = model(), config(tmp_path)
+    memory = total(peak_by_part(known, args, rows_of(4, 1024)))
+    length, rows = longest(known, args, 4, memory), most_rows(known, args, 1024, memory)
+    assert length is not None
+    assert rows is not None
+    assert_within(length, 1024, relative=0.13)
+    assert rows == 4
+    for count, size in itertools.chain([(4, length)], [(rows, 1024)]):
+        assert total(peak_by_part(known, args, rows_of(count, size))) <= memory
+    assert longest(known, args, 4, 1 << 10) is None
+    assert most_rows(known, args, 1024, 1 << 10) is None
