@@ -54,7 +54,7 @@ def demo() -> str:
 
 def step() -> str:
     """One optimizer step against TRL and against plain fine-tuning."""
-    against_trl, price, floor = newest("step"), newest("price"), newest("floor")
+    against_trl, price, floor, larger = (newest(kind) for kind in ("step", "price", "floor", "step-batch-16"))
     ours, steps = against_trl["summary"]["fastkto"], len(against_trl["steps"]["trl"])
     lines = [
         f"| a step of {against_trl['batch']} rows of up to {against_trl['max_length']} tokens | time | peak memory |",
@@ -76,6 +76,8 @@ def step() -> str:
         "SmolLM2-135M, float32, a second live model as the reference, gradient checkpointing, AdamW included, on "
         f"{against_trl['device']}, {against_trl['date'][:10]}: medians of {steps} steps of one interleaved run whose "
         "losses and gradient norms are equal, each system in a process of its own. "
+        f"With {larger['batch']} rows TRL takes {larger['summary']['trl']['times_as_long']:.1f}× the time and "
+        f"{larger['summary']['trl']['peak_gib'] / larger['summary']['fastkto']['peak_gib']:.1f}× the memory. "
         f"{floor['share']:.0%} of fastkto's step is what its matrix products and attention take at the best rate that "
         "`torch.mm` reaches there.",
     ]
