@@ -48,7 +48,7 @@ sanitize: $(VENV)/.dev  ## the native head's tests under AddressSanitizer and Un
 faults: $(VENV)/.dev  ## every fault and bad input: what was lost, and the message (minutes)
 	PYTHONPATH=tests OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m faults
 
-compat: $(VENV)/.dev  ## one environment a host pin, each host's own test in it (slow); HOSTS="liger-0.8.5 ..." picks
+compat: $(VENV)/.dev  ## one environment a host pin, each host's own test in it (slow); HOSTS="liger-0.8.5 ..." picks, SMOLLM2=FOLDER adds that model
 	$(PY) tests/compat/environments.py --at build/compat $(HOSTS)
 
 bench: $(VENV)/.dev $(VENV)/.demo  ## head, loss, step and growth beside the peers, after `make demo` (less than 10 minutes)

@@ -14,12 +14,12 @@ SMALL = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-SMOLLM2_360M = {
-    "hidden_size": 960,
-    "intermediate_size": 2560,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 15,
-    "num_key_value_heads": 5,
+MEDIUM = {
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
 }
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models import SMOLLM2_360M, random_model
+from models import MEDIUM, random_model
 from peft import LoraConfig
 from rows import DEMO_MODEL
 from transformers import AutoConfig
@@ -34,8 +34,7 @@ def predicted(model: str, *, adapter: bool, cached: bool, length: int) -> dict[s
     config = KTOConfig("unused", use_cpu=True, bf16=False, precompute_ref_log_probs=cached)
     lora = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32) if adapter else None
     known = Model(AutoConfig.from_pretrained(model), torch.float32, lora)
-    process = process_bytes(config.device)
-    return peak_by_part(known, config, rows_of(BATCH, length)) | {"the process itself": process}
+    return peak_by_part(known, config, rows_of(BATCH, length))
 
 
 def measured(model: str, *, adapter: bool, cached: bool, length: int, threads: int) -> float:
@@ -60,11 +59,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     cases: list[dict[str, Any]] = []
+    process = process_bytes(torch.device("cpu"))  # before anything else is in this one
     with tempfile.TemporaryDirectory(prefix="fastkto-bench-") as folder:
-        models = {"135M": str(DEMO_MODEL), "360M": random_model(Path(folder), **SMOLLM2_360M)}
+        models = {"48M": random_model(Path(folder), **MEDIUM), "135M": str(DEMO_MODEL)}
         for size, adapter, cached, length in product(models, (False, True), (False, True), options.lengths):
             what = {"adapter": adapter, "cached": cached, "length": length}
-            parts = predicted(models[size], **what)
+            parts = predicted(models[size], **what) | {"the process itself": process}
             peak = measured(models[size], **what, threads=options.threads)
             case = {"size": size, **what, "predicted_gib": total(parts) / GIB, "measured_gib": peak}
             case |= {"error": total(parts) / GIB / peak - 1, "parts": parts}

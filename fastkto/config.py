@@ -22,8 +22,8 @@ class KTOConfig(TrainingArguments):
     """Every field of TRL 1.16's `KTOConfig` under its name; a field not described below is a `TrainingArguments` one.
 
     Defaults that differ from TRL's: `train_sampling_strategy="random"` (pairs are made when the batch is formed, so
-    any order is sound) and `logging_nan_inf_filter=False` (a NaN shows). On a machine without bf16 hardware bf16 is
-    off unless it is asked for, and a line says so.
+    any order is sound), `logging_nan_inf_filter=False` (a NaN shows) and `ddp_broadcast_buffers=False` (one collective
+    less a forward). On a machine without bf16 hardware bf16 is off unless it is asked for, and a line says so.
     """
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]  # noqa: RUF012
@@ -36,6 +36,10 @@ class KTOConfig(TrainingArguments):
     )
     bf16: bool | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "bf16 autocast over fp32 weights; unset: on where the hardware has bf16."}
+    )
+    ddp_broadcast_buffers: bool | None = field(
+        default=False,
+        metadata={"help": "Broadcast buffers in every DDP forward; those of language models are constants."},
     )
     train_sampling_strategy: str = field(
         default="random",
@@ -154,6 +158,9 @@ class KTOConfig(TrainingArguments):
                 "Raise it and set max_tokens_per_forward to what one forward may hold: the rows are then forwarded a "
                 "few at a time and share one z0.",
             )
+        if self.ddp_broadcast_buffers and self.max_tokens_per_forward is not None:
+            expected = "False with max_tokens_per_forward: ranks with other numbers of forwards would wait for ever"
+            raise InputError("ddp_broadcast_buffers", True, expected, "Leave it out.")
         if self.sync_ref_model and self.precompute_ref_log_probs:
             raise InputError(
                 "sync_ref_model",

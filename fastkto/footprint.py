@@ -11,22 +11,30 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from fastkto import heap
+
 WEIGHTS, REFERENCE, GRADIENTS, OPTIMIZER = "weights", "reference", "gradients", "optimizer state"
-KEPT, WORK, HEAD = "kept for the backward", "work of one layer", "head"
-PARTS = (WEIGHTS, REFERENCE, GRADIENTS, OPTIMIZER, KEPT, WORK, HEAD)
+KEPT, WORK, HEAD, HOLES = "kept for the backward", "work of one layer", "head", "holes in the heap"
+PARTS = (WEIGHTS, REFERENCE, GRADIENTS, OPTIMIZER, KEPT, WORK, HEAD, HOLES)
 """Of a training step."""
 
 
 class Footprint(TorchDispatchMode):
-    """Within it every storage is counted from the operation that makes it to its end, under the label of the moment."""
+    """Within it every storage is counted from the operation that makes it to its end, under the label of the moment.
 
-    def __init__(self) -> None:
+    `holes`: bytes that the C library keeps beside each byte of `WORK` in its heap.
+    """
+
+    def __init__(self, holes: float = 0.0) -> None:
         super().__init__()
+        self.holes = holes
         self.alive: Counter[str] = Counter()
         """Bytes by label."""
         self.at_peak: Counter[str] = Counter()
         self.label = WORK
         self._labels: dict[int, str] = {}
+        self._in_heap: Counter[str] = Counter()
+        """Bytes in blocks that glibc keeps in its heap."""
         self._total = self._peak = 0
 
     @contextmanager
@@ -43,9 +51,9 @@ class Footprint(TorchDispatchMode):
         storage = tensor.untyped_storage()
         before = self._labels.get(storage._cdata)
         if before is not None:
+            self._change(before, -storage.nbytes())
             self._labels[storage._cdata] = label
-            self.alive[before] -= storage.nbytes()
-            self.alive[label] += storage.nbytes()
+            self._change(label, storage.nbytes())
 
     def relabel_all(self, before: str, label: str) -> None:
         """Count all that is alive under one label under another."""
@@ -53,6 +61,7 @@ class Footprint(TorchDispatchMode):
             if found == before:
                 self._labels[key] = label
         self.alive[label] += self.alive.pop(before, 0)
+        self._in_heap[label] += self._in_heap.pop(before, 0)
 
     def watch_gradient(self, parameter: torch.nn.Parameter) -> RemovableHandle:
         """Count what becomes the gradient of a parameter as such."""
@@ -82,8 +91,9 @@ class Footprint(TorchDispatchMode):
         self._labels[key] = self.label
         self._change(self.label, size)
         weakref.finalize(storage, self._freed, key, size)
-        if self._total > self._peak:
-            self._peak, self.at_peak = self._total, self.alive.copy()
+        holes = int(self.holes * self._in_heap[WORK])
+        if self._total + holes > self._peak:
+            self._peak, self.at_peak = self._total + holes, self.alive + Counter({HOLES: holes})
 
     def _freed(self, key: int, size: int) -> None:
         self._change(self._labels.pop(key), -size)
@@ -91,3 +101,5 @@ class Footprint(TorchDispatchMode):
     def _change(self, label: str, size: int) -> None:
         self.alive[label] += size
         self._total += size
+        if abs(size) <= heap.KEPT:
+            self._in_heap[label] += size

@@ -11,6 +11,9 @@ from functools import cache
 LARGE = 2**20
 """Bytes. Temporaries of a layer with smaller hidden states are not worth a walk through the heap."""
 
+KEPT = 32 * 2**20
+"""Bytes. glibc maps larger blocks one by one and unmaps them when they are freed; smaller ones stay in its heap."""
+
 
 def give_back() -> None:
     """Hand free pages of the heap back to the system; does nothing where the C library is not glibc."""

@@ -88,6 +88,10 @@ def _run_split(
         return [cut(x) for x in args], named | {"packed": Part(layout, tail, stash)}
 
     positional, named = part(tail=False)
+    if seam.joined is None and torch.is_grad_enabled():  # after the last of the backward, before the embedding's
+        for x in positional:
+            if _large_on_cpu(x) and x.requires_grad:
+                x.register_hook(lambda _: heap.give_back())
     if stock is not None and torch.is_grad_enabled():
         first = _without_reentry(stock)(partial(run, **named), *positional)
     else:

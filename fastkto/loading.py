@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging
 
 from fastkto.config import KTOConfig
+from fastkto.engines import partitioned, whole_shape
 from fastkto.errors import InputError, require
 from fastkto.model import first_non_finite, is_peft_model, unwrap_peft
 from fastkto.reference import add_reference_adapter, frozen_copy
@@ -21,6 +22,18 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+
+def config_for(args: KTOConfig | None, model: "str | PreTrainedModel | Any") -> KTOConfig:
+    """The arguments given, or the defaults with a folder named after the model."""
+    if args is None:
+        name = model if isinstance(model, str) else unwrap_peft(model).config._name_or_path
+        return KTOConfig(f"{name.rstrip('/').rpartition('/')[-1] or 'model'}-KTO")
+    if not isinstance(args, KTOConfig):
+        found = f"{type(args).__module__.partition('.')[0]}.{type(args).__name__}"
+        fix = "Import KTOConfig from fastkto: it has every field of TRL's under its name."
+        raise InputError("args", found, "a fastkto.KTOConfig", fix)
+    return args
 
 
 def load_policy(
@@ -89,7 +102,7 @@ def load_tokenizer(
         raise InputError("processing_class", type(tokenizer).__name__, "a tokenizer with an EOS token", fix)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    vocabulary = source.get_input_embeddings().weight.shape[0]
+    vocabulary = whole_shape(source.get_input_embeddings().weight)[0]
     if len(tokenizer) > vocabulary and max(tokenizer.get_vocab().values()) >= vocabulary:
         fix = "Pass the tokenizer that belongs to the model, or call model.resize_token_embeddings(len(tokenizer))."
         raise InputError("processing_class", len(tokenizer), f"at most the model's {vocabulary} tokens", fix)
@@ -133,7 +146,7 @@ def check_token_ids(rows: Any, model: Any) -> None:
     if not {"prompt_ids", "completion_ids"} <= columns or not hasattr(rows, "__len__"):
         return
     embedding: Any = unwrap_peft(model).get_input_embeddings()
-    vocabulary = embedding.weight.shape[0]
+    vocabulary = whole_shape(embedding.weight)[0]
     for column in ("prompt_ids", "completion_ids"):
         for i, ids in enumerate(rows[column]):
             if isinstance(ids, list) and max((x for x in ids if isinstance(x, int)), default=0) >= vocabulary:
@@ -162,9 +175,16 @@ def check_reference(ref_model: Any, model: Any) -> Any:
 
 
 def policy_and_reference(
-    model: Any, ref_model: PreTrainedModel | None, args: KTOConfig, peft_config: "PeftConfig | None"
+    model: Any,
+    ref_model: PreTrainedModel | None,
+    args: KTOConfig,
+    peft_config: "PeftConfig | None",
+    source: str | None = None,
 ) -> tuple[Any, PreTrainedModel | None]:
-    """The policy ready to train, and its second model where the reference is one."""
+    """The policy ready to train, and its second model where the reference is one.
+
+    `source`: the id or folder that the policy was loaded from, where it was.
+    """
     if peft_config is not None:
         model = add_adapter(model, peft_config, args)
     elif is_peft_model(model) and ref_model is None:
@@ -180,5 +200,16 @@ def policy_and_reference(
             model.enable_input_require_grads()
         return model, ref_model
     if ref_model is None and not args.precompute_ref_log_probs:
-        return model, frozen_copy(model)
+        return model, _as_it_is_now(model, source, args)
     return model, ref_model
+
+
+def _as_it_is_now(model: Any, source: str | None, args: KTOConfig) -> PreTrainedModel:
+    """A frozen copy; of weights that ZeRO-3 has taken apart, the model loaded a second time."""
+    if not partitioned(model):
+        return frozen_copy(model)
+    if source is None:
+        fix = "Give the model by its id or folder, or pass ref_model, or set precompute_ref_log_probs=True."
+        raise InputError("ref_model", None, "a model: a policy taken apart by ZeRO-3 cannot be copied", fix)
+    again: PreTrainedModel = load_policy(source, args, None)
+    return again.requires_grad_(False).eval()

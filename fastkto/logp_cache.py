@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,14 @@ logger = logging.get_logger(__name__)
 
 VERSION = 1
 DISK_SAYS = ("disk is full", "disk I/O error", "readonly", "unable to open")
+PATIENCE = 60.0
+SET_UP = (
+    "PRAGMA journal_mode=WAL",
+    "PRAGMA synchronous=NORMAL",
+    "CREATE TABLE IF NOT EXISTS logps (model TEXT, pair BLOB, logp REAL, PRIMARY KEY (model, pair)) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS made_for (about TEXT PRIMARY KEY)",
+    f"PRAGMA user_version={VERSION}",
+)
 COLUMNS = {"logps": ["model", "pair", "logp"], "made_for": ["about"]}
 
 
@@ -42,7 +51,7 @@ class LogpCache:
 
     def _open(self) -> None:
         with self._errors():
-            self._database = sqlite3.connect(self.path, timeout=60.0, isolation_level=None)
+            self._database = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
             version = self._database.execute("PRAGMA user_version").fetchone()[0]
             if version > VERSION:
                 raise self._unusable(f"a cache of version {version}, made by a newer fastkto (this one: {VERSION})")
@@ -51,14 +60,20 @@ class LogpCache:
                 if found and found != expected:
                     raise self._unusable(f"a table {table!r} with the columns {found} instead of {expected}")
             self._check_values()
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute("PRAGMA synchronous=NORMAL")
-            self._database.execute(
-                "CREATE TABLE IF NOT EXISTS logps "
-                "(model TEXT, pair BLOB, logp REAL, PRIMARY KEY (model, pair)) WITHOUT ROWID"
-            )
-            self._database.execute("CREATE TABLE IF NOT EXISTS made_for (about TEXT PRIMARY KEY)")
-            self._database.execute(f"PRAGMA user_version={VERSION}")
+            for statement in SET_UP:
+                self._patiently(statement)
+
+    def _patiently(self, statement: str) -> None:
+        """Again while another process sets the file up: SQLite's own patience ends where both want to write first."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self._database.execute(statement)
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
     def _check_values(self) -> None:
         """Before anything is written: every log-prob is a finite number."""

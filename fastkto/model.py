@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
 
+from fastkto.engines import absent
 from fastkto.errors import InputError
 
 
@@ -117,9 +118,9 @@ def check_head(model: PreTrainedModel) -> None:
     """Raise `InputError` where the head as the scorer sees it is not what turns hidden states into the model's logits.
 
     A head that is more than its output embedding, or a scale of a name unknown here, would give wrong log-probs and
-    no other sign. Compared on four tokens; weights that are not here yet (meta device, ZeRO-3) cannot be.
+    no other sign. Compared on four tokens, unless the weights are `absent`.
     """
-    if any(parameter.is_meta or not parameter.numel() for parameter in model.parameters()):
+    if absent(model):
         return
     ids = torch.arange(4, device=model.device)[None]
 
@@ -178,8 +179,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def first_non_finite(model: nn.Module) -> str | None:
-    """Name of the first parameter that holds a NaN or inf, or None."""
+    """Name of the first parameter that holds a NaN or inf, or None; looks at what of the weights is on this rank."""
     for name, parameter in model.named_parameters():
+        parameter = getattr(parameter, "ds_tensor", parameter)  # ZeRO-3's part of it
+        if parameter.is_meta:
+            continue
         if parameter.is_floating_point() and not torch.isfinite(parameter.sum()) and not parameter.isfinite().all():
             return name
     return None

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map_only
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from fastkto.config import KTOConfig
+from fastkto.engines import shards
 from fastkto.errors import InputError
 from fastkto.fake_step import FakeStep
 from fastkto.footprint import OPTIMIZER, PARTS, REFERENCE, WEIGHTS, Footprint
@@ -22,6 +23,9 @@ from fastkto.padding import PaddingCollator
 if TYPE_CHECKING:
     from peft import PeftConfig
 
+HOLES_PER_WORK = 1.0
+"""What glibc keeps beside a layer's temporaries, by the byte of them: on a CPU, where blocks of many sizes come and go.
+Fitted to rows of 768 and 1536 tokens, which `benchmarks/plan.py` does not check."""
 LONGEST, MOST_ROWS = 2**17, 2**7
 """Where the search for what fits ends."""
 STATE_BYTES = {
@@ -77,7 +81,8 @@ def peak_by_part(model: Model, args: KTOConfig, lengths: Sequence[tuple[int, int
             model.config, dtype=model.dtype, trust_remote_code=model.trust_remote_code
         )
         policy, reference = policy_and_reference(policy, None, args, model.peft_config)
-    with FakeTensorMode() as fake, Footprint() as footprint:
+    holes = HOLES_PER_WORK if args.device.type == "cpu" else 0.0
+    with FakeTensorMode() as fake, Footprint(holes) as footprint:
         for each, label in ((policy, WEIGHTS), (reference, REFERENCE)):
             if each is not None:
                 with footprint.labelled(label):
@@ -126,12 +131,18 @@ def most_rows(model: Model, args: KTOConfig, max_length: int, memory: int) -> in
     return found if found is None or found >= least else None
 
 
-def what_fits(model: Model, args: KTOConfig, memory: int) -> str:
-    """The longest rows and the most of them that stay within so many bytes, in a sentence."""
-    if args.max_length is None:
+def what_fits(policy: Any, args: KTOConfig, accelerator: Any) -> str:
+    """An answer to out of memory, in a sentence: the longest rows and the most of them that fit the device.
+
+    Nothing where shards of the weights are elsewhere. The policy's gradients are freed first.
+    """
+    if args.max_length is None or shards(accelerator):
         return ""
-    rows, room = args.per_device_train_batch_size, memory - process_bytes(args.device)
+    policy.zero_grad()
+    memory, rows = device_bytes(args.device), args.per_device_train_batch_size
+    room = memory - process_bytes(args.device)
     try:
+        model = Model.of(policy)
         length = longest(model, args, rows, room)
         most = most_rows(model, args, args.max_length, room)
     except InputError as error:

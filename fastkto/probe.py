@@ -15,6 +15,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fastkto.attention import CannotPack
+from fastkto.engines import absent
 from fastkto.errors import InputError
 from fastkto.model import is_peft_model, unwrap_peft
 from fastkto.packing import PackingCollator
@@ -22,7 +23,7 @@ from fastkto.padding import PaddingCollator
 from fastkto.step import row_logps
 from fastkto.trunk import Batch, Forward
 
-ROWS = 4
+ROWS, LENGTH = 4, 256  # a few short rows: the probe must need less memory than the step that it precedes
 NO_WEIGHTS = "its weights are not here to try it"
 NOISES = 4  # how far packed may be from padded, in units of what rounding does to padded
 
@@ -36,7 +37,7 @@ def why_not_packed(
     model = forward.model
     if is_peft_model(model) and model.active_peft_config.is_prompt_learning:
         return "its adapter puts virtual tokens in front of every row"
-    if any(parameter.is_meta or not parameter.numel() for parameter in model.parameters()):
+    if absent(model):
         return NO_WEIGHTS
     if not rows:
         return "there are no rows to try it on"
@@ -51,7 +52,7 @@ def why_not_packed(
             ours, ours_changed = _score(forward, packed(rows)), _score(forward, packed(changed))
     except CannotPack as error:
         return str(error)
-    except InputError:  # about the user's input, not about packing
+    except (InputError, torch.OutOfMemoryError):  # about the user's input or machine, not about packing
         raise
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as error:
         return f"its forward fails on a packed sequence ({type(error).__name__}: {error})"
@@ -69,7 +70,7 @@ def why_not_packed(
 
 
 def probe_rows(rows: Sequence[dict[str, Any]], window: int | None, max_length: int | None) -> list[dict[str, Any]]:
-    """A few of the shorter rows, each a prompt of its own; the last is drawn out past the attention window, if
+    """A few of the shorter rows, cut, each a prompt of its own; the last is drawn out past the attention window, if
     `max_length` lets a row be as long."""
 
     def length(row: dict[str, Any]) -> int:
@@ -77,12 +78,18 @@ def probe_rows(rows: Sequence[dict[str, Any]], window: int | None, max_length: i
 
     ordered = sorted(rows, key=length)
     chosen = [ordered[len(ordered) * i // (2 * ROWS)] for i in range(ROWS) if ordered]
-    chosen = [row | {"prompt_key": i, "conversation": i} for i, row in enumerate(chosen)]
+    chosen = [_cut(row) | {"prompt_key": i, "conversation": i} for i, row in enumerate(chosen)]
     if chosen and window is not None and (max_length is None or max_length > window):
         ids = chosen[-1]["completion_ids"]
         longer = (list(ids) * (window // len(ids) + 2))[: window + len(ids) + 1]  # longer also behind another prompt
         chosen[-1] = chosen[-1] | {"completion_ids": longer}
     return chosen
+
+
+def _cut(row: dict[str, Any]) -> dict[str, Any]:
+    """The end of its prompt and the start of its completion."""
+    prompt, completion = row["prompt_ids"], row["completion_ids"]
+    return row | {"prompt_ids": prompt[-LENGTH // 2 :], "completion_ids": completion[: LENGTH // 2]}
 
 
 def window_of(config: Any) -> int | None:

@@ -14,11 +14,12 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from fastkto.engines import shards, whole
 from fastkto.errors import InputError
 from fastkto.logp_cache import LogpCache
 from fastkto.model import evaluating, is_peft_model, unwrap_peft
 from fastkto.step import row_logps
-from fastkto.trunk import Batch, Forward
+from fastkto.trunk import Batch, Forward, forwards
 
 logger = logging.get_logger(__name__)
 
@@ -88,11 +89,12 @@ def fingerprint(model: Any, *, precision: str) -> str:
         skipped = f".{model.active_adapter}"
         if REFERENCE_ADAPTER in model.peft_config:
             digest.update(repr(sorted(map(repr, model.peft_config[REFERENCE_ADAPTER].to_dict().items()))).encode())
-    for name, tensor in model.state_dict().items():
+    for name, tensor in model.state_dict(keep_vars=True).items():
         if skipped is not None and f"{skipped}." in f"{name}.":
             continue
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        with whole(tensor):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -121,16 +123,34 @@ class Reference:
         self.policy, self.model, self.cache, self.accelerator = policy.model, model, cache, accelerator
         self.forward = policy._replace(router_logits=False)
         self.policy_moved = False
+        uneven = policy.max_tokens is not None or cache is not None
+        self._company = uneven and accelerator.num_processes > 1 and shards(accelerator)
 
     def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(ref_logps, ref_kl_logps); the second is None where the batch has no KL stream."""
+        """(ref_logps, ref_kl_logps); the second is None where the batch has no KL stream.
+
+        Where weights are sharded the ranks agree on what the batch takes, here for all that follows: on as many
+        forwards (`batch["forwards"]`), and on running the reference if it is missing for one of them.
+        """
         prefixes = ["", "KL_"] if "KL_row_keys" in batch else [""]
         found = {prefix: self._cached(batch, prefix) for prefix in prefixes}
-        if any(logps is None for logps in found.values()):
-            found = self._compute(batch)
+        missing = anywhere = any(logps is None for logps in found.values())
+        if self._company:
+            batch["forwards"], anywhere = self._agree(forwards(self.forward, batch), missing)
+        if anywhere:
+            computed = self._compute(batch)
+            if missing:
+                self._store(batch, computed)
+                found = dict(computed)
         target = found[""]
         assert target is not None
         return target, found.get("KL_")
+
+    def _agree(self, forwards: int, missing: bool) -> tuple[int, bool]:
+        both = torch.tensor([forwards, missing], device=self.accelerator.device)
+        torch.distributed.all_reduce(both, torch.distributed.ReduceOp.MAX)
+        most, anywhere = both.tolist()
+        return most, bool(anywhere)
 
     def fill(self, batches: Iterable[Batch], around: Callable[[Batch], AbstractContextManager[None]]) -> None:
         """Score batches into the cache, each within `around`, before the policy trains; says how many were there."""
@@ -152,7 +172,7 @@ class Reference:
             return None
         return torch.tensor(logps, dtype=torch.float64, device=batch["label"].device)
 
-    def _compute(self, batch: Batch) -> dict[str, torch.Tensor | None]:
+    def _compute(self, batch: Batch) -> dict[str, torch.Tensor]:
         if self.policy_moved and self.model is None and not is_peft_model(self.policy):
             raise InputError(
                 "precompute_ref_log_probs",
@@ -167,12 +187,14 @@ class Reference:
             stack.enter_context(evaluating(model))
             stack.enter_context(self.accelerator.autocast())
             both = row_logps(self.forward._replace(model=model), batch)
-        logps = {prefix: values for prefix, values in zip(("", "KL_"), both, strict=True) if values is not None}
-        if self.cache is not None:
-            for prefix, values in logps.items():
-                if not values.isfinite().all():  # SQLite would keep a NaN as NULL, a miss
-                    kind = "NaN" if values.isnan().any() else "infinite"
-                    fix = "Its forward overflows in this precision: use bf16 or float32."
-                    raise InputError("reference", f"a log-prob that is {kind}", "log-probs that can be stored", fix)
-                self.cache.put(batch[f"{prefix}row_keys"], values.double().tolist())
-        return dict(logps)
+        return {prefix: values for prefix, values in zip(("", "KL_"), both, strict=True) if values is not None}
+
+    def _store(self, batch: Batch, logps: dict[str, torch.Tensor]) -> None:
+        if self.cache is None:
+            return
+        for prefix, values in logps.items():
+            if not values.isfinite().all():  # SQLite would keep a NaN as NULL, a miss
+                kind = "NaN" if values.isnan().any() else "infinite"
+                fix = "Its forward overflows in this precision: use bf16 or float32."
+                raise InputError("reference", f"a log-prob that is {kind}", "log-probs that can be stored", fix)
+            self.cache.put(batch[f"{prefix}row_keys"], values.double().tolist())

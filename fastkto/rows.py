@@ -145,6 +145,9 @@ def _is_map_style(dataset: Any) -> bool:
 
 
 def _shape(columns: list[str], options: RowOptions, dataset_name: str) -> str:
+    if pictures := [column for column in ("images", "image") if column in columns]:
+        fix = "Remove the column to train on the text alone, or use trl.KTOTrainer."
+        raise InputError(f"{dataset_name} columns", columns, f"rows of text, without {pictures[0]!r}", fix)
     if {"chosen", "rejected"} <= {*columns}:
         return "paired"
     if options.completion_column in columns:

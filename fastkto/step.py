@@ -8,7 +8,7 @@ import torch
 from fastkto.head import TokenStats, module_token_stats, token_stats
 from fastkto.kto import FusedKTO, fused_linear_kto, kto_of_token_stats, row_sums
 from fastkto.model import Head
-from fastkto.trunk import Batch, Forward, Scored, forwards, run
+from fastkto.trunk import Batch, Forward, Scored, forwards, keep_company, run
 
 
 class LossSettings(NamedTuple):
@@ -24,6 +24,7 @@ def row_logps(forward: Forward, batch: Batch, *, graph: bool = False) -> tuple[t
     """Summed log-probs of the rows (B,) and of their mismatched pairs (B,), the latter never with a graph."""
     with torch.set_grad_enabled(graph):
         parts = run(forward, batch, lambda scored: _stats(scored, forward.backend))
+        keep_company(forward, batch, lambda scored: _stats(scored, forward.backend))
     stats, kl_logps = _joined(parts)
     return row_sums(stats.logps, batch["cu_seqlens"], forward.backend), kl_logps
 
@@ -41,7 +42,7 @@ def kto_step(
     """Loss of a micro-batch, and the trunk's auxiliary loss averaged over its rows.
 
     In one forward the head knows z0 before it scores the targets and forms gradients on the way (`fused_linear_kto`).
-    Several forwards share one z0, so their graphs wait for it.
+    Several forwards share one z0, so their graphs wait for it; those that only keep other ranks company add nothing.
     """
     loss: dict[str, Any] = {**settings._asdict(), "num_rows": num_rows, "reduce": reduce}
     labels = batch["label"]
@@ -71,6 +72,7 @@ def kto_step(
         return run(forward, batch, fused)[0]
 
     parts = run(forward, batch, lambda scored: _stats(scored, forward.backend))
+    company = keep_company(forward, batch, lambda scored: _stats(scored, forward.backend))
     stats, kl_logps = _joined(parts)
     out = kto_of_token_stats(
         stats,
@@ -82,6 +84,8 @@ def kto_step(
         backend=forward.backend,
         **loss,
     )
+    if company:  # the backward gathers weights too
+        out = out._replace(loss=out.loss + 0.0 * torch.cat([part.tokens.logps for part in company]).sum())
     return out, _mean_aux_loss(parts)
 
 

@@ -15,6 +15,7 @@ from fastkto.callbacks import CollapseWatch, LogAtCheckpoint, MetricsFile, Movin
 from fastkto.checkpoints import check_fits, checkpoint_folder, written_to_its_end
 from fastkto.config import KTOConfig
 from fastkto.disk import no_folder_left
+from fastkto.engines import prepare_frozen, running, shards
 from fastkto.errors import InputError
 from fastkto.evaluation import Evaluation
 from fastkto.finite import FiniteWatch
@@ -22,6 +23,7 @@ from fastkto.interruption import Interruption
 from fastkto.loading import (
     check_reference,
     check_token_ids,
+    config_for,
     keep_float32_outputs,
     load_policy,
     load_tokenizer,
@@ -31,6 +33,7 @@ from fastkto.memory import naming_the_batch
 from fastkto.metrics import Meter, step_sums
 from fastkto.model import aux_loss_coef, check_head, disable_dropout, find_head, install_scorer, unwrap_peft
 from fastkto.pairing import PairableSampler
+from fastkto.plan import what_fits
 from fastkto.prepare import prepare
 from fastkto.reference import Reference, open_cache
 from fastkto.step import LossSettings, kto_step
@@ -86,9 +89,7 @@ class KTOTrainer(Evaluation):
         quantization_config: "BitsAndBytesConfig | None" = None,
         peft_config: "PeftConfig | None" = None,
     ) -> None:
-        if args is None:
-            name = model if isinstance(model, str) else unwrap_peft(model).config._name_or_path
-            args = KTOConfig(f"{name.rstrip('/').rpartition('/')[-1] or 'model'}-KTO")
+        args = config_for(args, model)
         if train_dataset is None:
             raise InputError("train_dataset", None, "a dataset of feedback rows", "Pass one; `fastkto data` shows it.")
         if ref_model is not None:
@@ -98,6 +99,7 @@ class KTOTrainer(Evaluation):
             raise InputError("GPUs visible to one process", args.n_gpu, "1: nn.DataParallel is not supported", fix)
         choose(args.head_backend, args.device)
         set_seed(args.seed)
+        source = model if isinstance(model, str) else None
         model = load_policy(model, args, quantization_config)
         tokenizer = load_tokenizer(processing_class, model, args)
 
@@ -112,7 +114,7 @@ class KTOTrainer(Evaluation):
         accelerator_config: Any = args.accelerator_config
         accelerator_config.dispatch_batches = False  # it cuts and joins batches by rows, which ours do not survive
 
-        model, reference_model = policy_and_reference(model, ref_model, args, peft_config)
+        model, reference_model = policy_and_reference(model, ref_model, args, peft_config, source)
         self.settings = settings
         self.samplers: list[PairableSampler] = []
         self._finite, self._interruption = FiniteWatch(args.on_nonfinite), Interruption()
@@ -132,7 +134,11 @@ class KTOTrainer(Evaluation):
             self.model_accepts_loss_kwargs = True
             keep_float32_outputs(self.accelerator)
             self._finite.attach(self.accelerator)
-            self._install(reference_model, tokenizer, data_collator)
+            if args.sync_ref_model and shards(self.accelerator):
+                expected = "False with weights that are sharded (FSDP, ZeRO-3)"
+                raise InputError("sync_ref_model", True, expected, "Use DDP or ZeRO-2, or leave it out.")
+            with running(self.model, self.accelerator):  # the probe, and the cache where it is filled
+                self._install(reference_model, tokenizer, data_collator)
 
     def _install(self, reference_model: Any, tokenizer: PreTrainedTokenizerBase, data_collator: Any) -> None:
         """What the policy and its reference run on: scorers, collator, cache."""
@@ -149,7 +155,8 @@ class KTOTrainer(Evaluation):
         for each in (self.model, reference_model):
             if each is not None:
                 install_scorer(unwrap_peft(each))
-                check_head(unwrap_peft(each))
+                with contextlib.nullcontext() if each is self.model else running(each, self.accelerator):
+                    check_head(unwrap_peft(each))
                 if args.disable_dropout:
                     disable_dropout(each)
         cache = None
@@ -158,7 +165,7 @@ class KTOTrainer(Evaluation):
             scored_by = self.model if reference_model is None else reference_model
             cache = open_cache(args.ref_cache_dir or args.output_dir or ".", scored_by, tokenizer, precision)
         if reference_model is not None:
-            reference_model = self.accelerator.prepare_model(reference_model, evaluation_mode=True)
+            reference_model = prepare_frozen(reference_model, self.accelerator)
         self._moving = None
         if args.sync_ref_model and reference_model is not None:
             self._moving = MovingReference(base, unwrap_peft(self.accelerator.unwrap_model(reference_model)))
@@ -240,7 +247,8 @@ class KTOTrainer(Evaluation):
         offload: Any = contextlib.nullcontext()
         if self.args.activation_offloading:
             offload = torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
-        with naming_the_batch(inputs, self.args), offload:
+        naming = naming_the_batch(inputs, self.args, lambda: what_fits(self.model, self.args, self.accelerator))
+        with naming, offload:
             loss = super().training_step(model, inputs, *args, **kwargs)
         return loss.nan_to_num(0.0) if self.args.on_nonfinite == "skip" else loss
 
@@ -254,6 +262,11 @@ class KTOTrainer(Evaluation):
         folder = Path(self.args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         with written_to_its_end(folder, main_process=self.args.should_save):
             super()._save_checkpoint(*args, **kwargs)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """The Trainer's; then the file that makes a checkpoint whole waits for every rank's part of it."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The Trainer's log line, with the figures of the steps since the last one."""

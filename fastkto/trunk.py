@@ -46,8 +46,9 @@ class Scored(NamedTuple):
 
 
 def forwards(forward: Forward, batch: Batch) -> int:
-    """How many forwards of the model a batch takes a stream."""
-    return len(batch["sequences"]) if "sequences" in batch else len(_row_parts(forward, batch))
+    """How many forwards of the model a batch takes a stream: its own, or as many as the ranks agreed on."""
+    own = len(batch["sequences"]) if "sequences" in batch else len(_row_parts(forward, batch))
+    return max(own, batch.get("forwards", 0))
 
 
 def run(forward: Forward, batch: Batch, score: Callable[[Scored], Result]) -> list[Result]:
@@ -55,6 +56,17 @@ def run(forward: Forward, batch: Batch, score: Callable[[Scored], Result]) -> li
     if "sequences" in batch:
         return [_run_packed(forward, sequence, score) for sequence in batch["sequences"]]
     return [_run_padded(forward, batch, part, score) for part in _row_parts(forward, batch)]
+
+
+def keep_company(forward: Forward, batch: Batch, score: Callable[[Scored], Result]) -> list[Result]:
+    """`score` of the forwards that ranks agreed on beyond this batch's own: its smallest part, again and again."""
+    if "sequences" in batch:
+        sequences = batch["sequences"]
+        least = min(sequences, key=lambda sequence: sequence["input_ids"].shape[1])
+        return [_run_packed(forward, least, score) for _ in range(forwards(forward, batch) - len(sequences))]
+    parts = _row_parts(forward, batch)
+    fewest = min(parts, key=lambda part: part.stop - part.start)
+    return [_run_padded(forward, batch, fewest, score) for _ in range(forwards(forward, batch) - len(parts))]
 
 
 def _run_packed(forward: Forward, sequence: Batch, score: Callable[[Scored], Result]) -> Result:

@@ -185,6 +185,7 @@ MOMENTS = {
     "by the clock, 2": by_the_clock(2),
     "by the clock, 3": by_the_clock(3),
 }
+MORE = {f"by the clock, {seed}": by_the_clock(seed) for seed in range(4, 11)}
 EARLY = ("within a write of the cache",)
 AFTER_A_RESUME = {
     "in the first step after it": lambda t: before("compute_loss", 4)(t),
@@ -217,7 +218,7 @@ def run(folder, variant, moment=None, again=None):
     """What a process does: train from the newest whole checkpoint, if there is one, and write down how it went."""
     multiprocessing.set_start_method("fork", force=True)  # of data workers: the fork server's own is slow in a child
     folder = Path(folder)
-    arm = {None: None, **MOMENTS, **AFTER_A_RESUME}[again or moment]
+    arm = {None: None, **MOMENTS, **MORE, **AFTER_A_RESUME}[again or moment]
     if arm is not None and moment in EARLY:
         arm(None)
     sys.stdout = io.StringIO()

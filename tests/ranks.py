@@ -1,5 +1,6 @@
-"""Several processes on this machine, joined by gloo, and what each of them runs. Started by `test_distributed.py`."""
+"""Several processes on this machine, joined by gloo, and what each of them runs, under every engine."""
 
+import itertools
 import json
 import os
 import signal
@@ -12,9 +13,12 @@ import peft
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from rank_cases import CASES, LORA, TAKEN_APART, model, rows_of
 from tiny import tiny_llama
-from training import STILL, Gradients, noisy, rows, steps, trainer
+from training import STILL, Gradients, rows, steps, trainer
+from transformers import TrainerCallback
 
+from fastkto import engines
 from fastkto import trainer as module
 from fastkto.cli.failures import explain
 
@@ -22,80 +26,99 @@ HERE = Path(__file__).parent
 SETTINGS = {**STILL, "beta": 0.5, "desirable_weight": 1.5, "max_steps": -1, "num_train_epochs": 1}
 
 
-FLAGS = {
-    "fsdp2": [
-        *("--use_fsdp", "--fsdp_version", 2, "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"),
-        *("--fsdp_reshard_after_forward", "true", "--fsdp_state_dict_type", "FULL_STATE_DICT"),
-    ]
-}
+FSDP2 = [
+    *("--use_fsdp", "--fsdp_version", 2, "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"),
+    *("--fsdp_reshard_after_forward", "true", "--fsdp_state_dict_type"),
+]
+FLAGS = {"fsdp2": [*FSDP2, "FULL_STATE_DICT"], "fsdp2, sharded checkpoints": [*FSDP2, "SHARDED_STATE_DICT"]}
+ENGINES = {"ddp": "MULTI_CPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
 
 
-def launch(world, *arguments, engine="ddp", timeout=240):
-    """`accelerate launch` of this file: (exit code, stderr)."""
+def zero_flags(stage, folder):
+    """DeepSpeed as its users configure it, but that no weight is small or near enough to stay whole."""
+    auto = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    zero = {"stage": stage, "overlap_comm": False, "stage3_gather_16bit_weights_on_model_save": True}
+    zero |= {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
+    path = Path(folder) / "zero.json"
+    path.write_text(json.dumps({**dict.fromkeys(auto, "auto"), "zero_optimization": zero}))
+    return ["--use_deepspeed", "--deepspeed_config_file", path]
+
+
+def launch(world, *arguments, engine="ddp", script=__file__, timeout=240):
+    """`accelerate launch` of a script with the engine, a folder and more: (exit code, stderr)."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = [*FLAGS.get(engine, ["--multi_gpu"]), "--num_processes", world, "--num_machines", 1]
+    zero = zero_flags(int(engine[-1]), arguments[0]) if engine in ("zero2", "zero3") else None
+    flags = [*(zero or FLAGS.get(engine, ["--multi_gpu"])), "--num_processes", world, "--num_machines", 1]
     flags += ["--main_process_port", port]
     flags += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", 1, "--quiet"]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *flags, __file__, engine, *arguments]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *flags, HERE / script, engine, *arguments]
     path = f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [*map(str, command)], env=environment, text=True, capture_output=True, timeout=timeout, cwd=HERE.parent
-    )
-    return done.returncode, done.stderr
+    environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*map(str, command)], env=environment, cwd=HERE.parent, **pipes) as job:
+        try:
+            _, said = job.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            job.terminate()  # the launcher then ends its ranks, which wait for each other
+            raise
+    return job.returncode, said
 
 
-# Each case is (rows, settings): what the ranks have that one process has not
-
-
-def one_class(i):
-    return i % 8 < 4
-
-
-CASES = {
-    "ranks of one class": ({"count": 24, "desirable": one_class}, {}),
-    "a short last batch": ({"count": 22, "desirable": one_class}, {}),
-    "an empty last batch": ({"count": 18, "desirable": one_class}, {}),
-    "accumulation": ({"count": 24, "desirable": one_class}, {"gradient_accumulation_steps": 2}),
-    "forwards of few tokens": ({"count": 24, "desirable": one_class}, {"max_tokens_per_forward": 90}),
-    "forwards of few tokens, padded": (
-        {"count": 24, "desirable": one_class},
-        {"max_tokens_per_forward": 90, "packing": False},
-    ),
-    "padded": ({"count": 22, "desirable": one_class}, {"packing": False}),
-    "an adapter": ({"count": 24, "desirable": one_class}, {"adapter": True}),
-    "no second model": ({"count": 24, "desirable": one_class}, {"precompute_ref_log_probs": True}),
-}
-
-
-def model(*, adapter=False):
-    plain = noisy(tiny_llama(), seed=7)
-    if not adapter:
-        return plain
-    torch.manual_seed(8)
-    lora = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
-    return peft.get_peft_model(plain, lora)
-
-
-def train(folder, case):
+def train(folder, case, engine):
     """One epoch that leaves the policy where it is: the log, and the gradients of every optimizer step."""
-    data, settings = CASES[case]
+    data, settings = (CASES | TAKEN_APART)[case]
     settings = dict(settings)
-    adapter = settings.pop("adapter", False)
+    adapter, by_id = settings.pop("adapter", False), settings.pop("by_id", False)
+    with_reference = "reference" not in settings and not settings.get("precompute_ref_log_probs")
+    settings.pop("reference", None)
     gradients = Gradients()
-    reference = {} if settings.get("precompute_ref_log_probs") else {"ref_model": tiny_llama()}
+    stock = module.load_policy
+
+    def load_policy(*args):
+        loaded = stock(*args)
+        assert engines.partitioned(loaded) == (by_id and engine == "zero3"), "taken apart as it is loaded"
+        return loaded
+
+    module.load_policy = load_policy
     t = trainer(
         folder,
-        model=model(adapter=adapter),
-        train_dataset=rows(data["count"], desirable=data["desirable"]),
+        model=str(folder.parent / "model") if by_id else model(adapter=adapter),
+        ref_model=tiny_llama() if with_reference else None,
+        peft_config=peft.LoraConfig(**LORA, init_lora_weights=False) if settings.pop("peft", False) else None,
+        train_dataset=rows_of(data),
         callbacks=[gradients],
-        **reference,
         **(SETTINGS | settings),
     )
+    module.load_policy = stock
+    if engine.startswith("zero"):
+        gradients = ZeroGradients(t)
+        t.add_callback(gradients)
     t.train()
     return t, gradients.steps
+
+
+class ZeroGradients(TrainerCallback):
+    """The gradients of every optimizer step, which DeepSpeed takes within the backward."""
+
+    def __init__(self, t):
+        self.trainer, self.steps = t, []
+
+    def on_train_begin(self, *_, **__):
+        from deepspeed.utils import safe_get_full_grad
+
+        engine = self.trainer.model_wrapped
+        take = engine.step
+
+        def step(*args, **kwargs):
+            if engine.is_gradient_accumulation_boundary():
+                named = [(n, p) for n, p in engine.module.named_parameters() if p.requires_grad]
+                self.steps.append({n: safe_get_full_grad(p).clone() for n, p in named})
+            return take(*args, **kwargs)
+
+        engine.step = step
 
 
 def whole(gradient):
@@ -103,16 +126,40 @@ def whole(gradient):
 
 
 def main(engine, folder, *cases):
-    if engine == "fsdp2":
-        shard_on_cpu()
+    on_cpu(engine)
     for case in cases:
-        t, gradients = train(Path(folder) / case, case)
+        t, gradients = train(Path(folder) / case, case, engine)
         rank = t.args.process_index
-        assert (t.accelerator.distributed_type == "FSDP") == (engine == "fsdp2")
+        assert t.accelerator.distributed_type == ENGINES[engine]
         assert all(hasattr(g, "full_tensor") == (engine == "fsdp2") for step in gradients for g in step.values())
+        models = [t.model] if t.reference.model is None else [t.model, t.reference.model]
+        for parameter in itertools.chain(*(each.parameters() for each in models)):
+            if engine == "zero3":
+                assert parameter.ds_tensor.numel() < parameter.ds_numel, "a weight is not sharded"
+                assert not parameter.numel(), "a weight is not freed"
+            assert hasattr(parameter, "full_tensor") == (engine == "fsdp2"), "a weight is not sharded, or not freed"
         gradients = [{n.removeprefix("module."): whole(g) for n, g in step.items()} for step in gradients]
-        torch.save({"steps": steps(t), "gradients": gradients}, Path(folder) / f"{case}-{rank}.pt")
+        packed = "sequences" in t.data_collator(list(t.train_dataset)[:4])
+        result = {"steps": steps(t), "gradients": gradients, "packed": packed, "adapter": adapter_of(t.model)}
+        torch.save(result, Path(folder) / f"{case}-{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+def adapter_of(model):
+    """What an adapter began with, and still is."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        if "lora" in name:
+            with engines.whole(parameter):
+                found[name.removeprefix("module.")] = whole(parameter.detach()).clone()
+    return found
+
+
+def on_cpu(engine):
+    if engine.startswith("fsdp2"):
+        shard_on_cpu()
+    elif engine.startswith("zero"):
+        zero_on_cpu()
 
 
 def shard_on_cpu():
@@ -125,6 +172,18 @@ def shard_on_cpu():
             self.distributed_type = DistributedType.MULTI_XPU
 
     PartialState.__init__ = init
+
+
+def zero_on_cpu():
+    """accelerate starts DeepSpeed on accelerators only: let it join processes on CPUs by gloo."""
+    import deepspeed.ops
+
+    def backend(*_, **__):
+        return "gloo", DistributedType.NO  # the engine's own type comes afterwards
+
+    PartialState._prepare_backend = backend
+    deepspeed.ops.__compatible_ops__ = {}  # none of its own kernels, which would be compiled first
+    SETTINGS["use_cpu"] = False  # so that accelerate looks for an engine at all
 
 
 def dies(folder):

@@ -14,7 +14,11 @@ from fastkto.errors import InputError
 
 trl = pytest.importorskip("trl", reason="the test extra brings TRL, the peer to compare with")
 
-DIFFERENT = {"train_sampling_strategy": ("random", "sequential"), "logging_nan_inf_filter": (False, True)}
+DIFFERENT = {
+    "train_sampling_strategy": ("random", "sequential"),
+    "logging_nan_inf_filter": (False, True),
+    "ddp_broadcast_buffers": (False, None),
+}
 """Ours and TRL's default; documented in KTOConfig."""
 
 
@@ -61,6 +65,7 @@ REFUSED = [
     ({"train_sampling_strategy": "shuffled"}, "train_sampling_strategy: got 'shuffled'"),
     ({"per_device_train_batch_size": 1}, "per_device_train_batch_size: got 1, .*max_tokens_per_forward"),
     ({"sync_ref_model": True, "precompute_ref_log_probs": True}, "sync_ref_model: got True"),
+    ({"ddp_broadcast_buffers": True, "max_tokens_per_forward": 9}, "ddp_broadcast_buffers: got True, expected False"),
     ({"pad_to_multiple_of": "eight"}, "pad_to_multiple_of: got 'eight'"),
 ]
 

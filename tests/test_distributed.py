@@ -8,14 +8,14 @@ from types import SimpleNamespace
 import pytest
 import ranks
 import torch
+from one_process import compare
+from rank_cases import CASES, model
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from training import STILL, by_hand, rows, trainer
 
 from fastkto.loading import keep_float32_outputs
 
 FOUR = [pytest.param(engine, 4, marks=pytest.mark.slow) for engine in ("ddp", "fsdp2")]
 WORLDS = [("ddp", 2), ("fsdp2", 2), *FOUR]
-RELATIVE = 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,8 @@ def launched(tmp_path_factory):
     def of(engine, world):
         if (engine, world) not in done:
             folder = tmp_path_factory.mktemp(f"{engine}{world}")
-            code, said = ranks.launch(world, folder, *ranks.CASES, engine=engine)
+            model().save_pretrained(folder / "model")
+            code, said = ranks.launch(world, folder, *CASES, engine=engine)
             assert code == 0, said[-4000:]
             done[engine, world] = folder
         return done[engine, world]
@@ -34,56 +35,10 @@ def launched(tmp_path_factory):
     return of
 
 
-def expected(folder, case):
-    """What one process computes the same from: token ids, policy and reference in float64."""
-    data, settings = ranks.CASES[case]
-    data_rows = rows(data["count"], desirable=data["desirable"])
-    tokens = trainer(folder, train_dataset=data_rows, per_device_train_batch_size=4, **STILL).train_dataset
-    policy, reference = ranks.model(adapter=settings.get("adapter", False)).double(), ranks.tiny_llama().double()
-    if settings.get("precompute_ref_log_probs"):
-        reference = ranks.model().double()
-    return tokens, policy, reference
-
-
-def close(a, b, name):
-    scale = b.abs().max().item()
-    assert (a.double() - b.double()).abs().max().item() <= RELATIVE * max(scale, 1e-6), name
-
-
-@pytest.mark.parametrize("case", ranks.CASES)
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("engine", "world"), WORLDS)
 def test_a_step_of_several_ranks_is_one_step_of_their_rows(launched, engine, world, case, tmp_path):
-    folder = launched(engine, world)
-    found = [torch.load(folder / f"{case}-{rank}.pt", weights_only=False) for rank in range(world)]
-    tokens, policy, reference = expected(tmp_path, case)
-    accumulation = ranks.CASES[case][1].get("gradient_accumulation_steps", 1)
-    batches = micro_steps(len(tokens), world)
-    groups = [batches[i : i + accumulation] for i in range(0, len(batches), accumulation)]
-    assert len(found[0]["steps"]) == len(groups)
-    for step, group in enumerate(groups):
-        total = sum(len(batch) for micro in group for batch in micro)
-        policy.zero_grad()
-        loss = 0.0
-        for micro in group:
-            part = by_hand(policy, reference, tokens, micro, beta=0.5, weights=(1.5, 1.0), shared_z0=True)
-            part = part * sum(map(len, micro)) / total
-            part.backward()
-            loss += part.item()
-        exact = {name: p.grad for name, p in policy.named_parameters() if p.requires_grad}
-        for rank in found:
-            assert rank["steps"][step]["loss"] == found[0]["steps"][step]["loss"]
-            assert abs(rank["steps"][step]["loss"] - loss) <= RELATIVE * abs(loss)
-            assert rank["gradients"][step].keys() == exact.keys()
-            for name, gradient in rank["gradients"][step].items():
-                close(gradient, exact[name], f"step {step}: {name}")
-
-
-def micro_steps(rows, world, size=4):
-    """Row numbers of every rank's batch in every micro-step; the sampler completes the last one from the beginning."""
-    count = -(-rows // (size * world)) * size * world
-    order = [i % rows for i in range(count)]
-    batches = [order[i : i + size] for i in range(0, count, size)]
-    return [batches[i : i + world] for i in range(0, len(batches), world)]
+    compare(launched(engine, world), world, case, tmp_path)
 
 
 def test_sharding_does_not_round_log_probs():

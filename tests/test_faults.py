@@ -185,7 +185,9 @@ def test_out_of_memory_names_what_the_plan_believes_fits(tmp_path, monkeypatch):
     monkeypatch.setattr("fastkto.plan.process_bytes", lambda device: 0)
     t = trainer(tmp_path, max_length=1024)
     t.model.model.layers[1].register_forward_pre_hook(lambda *_: torch.empty(2**50) if t.is_in_train else None)
-    with pytest.raises(InputError, match=r"`fastkto plan` believes, max_length=(\d+) with 4 rows or 2 rows of") as caught:
+    with pytest.raises(
+        InputError, match=r"`fastkto plan` believes, max_length=(\d+) with 4 rows or 2 rows of"
+    ) as caught:
         t.train()
     length = int(re.search(r"max_length=(\d+) with", str(caught.value))[1])
     assert 448 <= length <= 640

@@ -3,6 +3,7 @@
 import peft
 import pytest
 import torch
+import trl
 from datasets import Dataset
 from safetensors.torch import save_file
 from tiny import tiny_llama, tiny_tokenizer
@@ -130,6 +131,13 @@ def test_arguments_may_be_left_out(folder, tmp_path, monkeypatch):
     t = KTOTrainer(folder, train_dataset=rows())
     assert t.args.output_dir == "model-KTO"
     assert (t.args.beta, t.args.learning_rate, t.args.per_device_train_batch_size) == (0.1, 1e-6, 8)
+
+
+def test_arguments_of_another_library_are_refused_by_name(tmp_path):
+    for args, found in ((trl.KTOConfig(str(tmp_path / "out"), bf16=False), "trl.KTOConfig"), ({}, "builtins.dict")):
+        with pytest.raises(InputError, match=rf"^args: got '{found}', expected a fastkto.KTOConfig"):
+            KTOTrainer(tiny_llama(), args=args, train_dataset=rows(), processing_class=tiny_tokenizer())
+    assert not (tmp_path / "out").exists()
 
 
 def test_checkpoint_folder(tmp_path):

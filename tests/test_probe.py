@@ -270,3 +270,14 @@ def test_it_is_cheap():
     assert probed(model, data, max_length=None) is None
     passed = sum(x for x in tokens if isinstance(x, int))
     assert passed < 2 * 5 * 4 * 100  # both streams of five forwards of four rows, padded to the median
+    long = probe_rows(rows([(3000 + n, 5000) for n in range(9)]), None, None)
+    assert all(len(row["prompt_ids"]) + len(row["completion_ids"]) <= 256 for row in long)
+
+
+def test_running_out_of_memory_is_no_reason_to_pad(monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(segments, "attend", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        probed(family("llama"))

@@ -5,6 +5,7 @@ import os
 import pickle
 import signal
 import sqlite3
+import threading
 
 import peft
 import pytest
@@ -165,3 +166,14 @@ def test_a_finished_step_uses_no_forward_of_the_reference(tmp_path):
     t.reference._compute = None
     t.train()
     assert t.state.global_step == 3
+
+
+def test_a_new_cache_that_another_process_is_writing_is_waited_for(tmp_path):
+    """As the ranks of one run do: SQLite refuses at once to change the mode of a file that is being written."""
+    path = tmp_path / "ref_logps.sqlite"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("CREATE TABLE logps (model TEXT, pair BLOB, logp REAL, PRIMARY KEY (model, pair)) WITHOUT ROWID")
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("INSERT INTO logps VALUES ('model', X'01', -1.5)")
+    threading.Timer(0.3, other.execute, ["COMMIT"]).start()
+    assert LogpCache(path, "model", {"model": "m"}).get([b"\x01"]) == [-1.5]

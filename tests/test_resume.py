@@ -1,6 +1,5 @@
 """`kill -9` at many moments, then resume: the same loss curve and the same weights, bit for bit."""
 
-import itertools
 import json
 import shutil
 import signal
@@ -20,6 +19,12 @@ VARIANTS = {
     "full, 2 workers": {"lora": False, "workers": 2, "cached": False},
     "lora": {"lora": True, "workers": 0, "cached": True},
 }
+CACHED = {
+    "full, 2 workers, a cache": {"lora": False, "workers": 2, "cached": True},
+    "lora, 2 workers, a cache": {"lora": True, "workers": 2, "cached": True},
+}
+"""For the moments of the cache, so that they meet workers too."""
+ALL = VARIANTS | CACHED
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +41,7 @@ def undisturbed(process, tmp_path_factory):
     def of(name):
         if name not in results:
             folder = tmp_path_factory.mktemp("whole")
-            assert process(folder, VARIANTS[name]) == 0
+            assert process(folder, ALL[name]) == 0
             results[name] = json.loads((folder / "result.json").read_text())
         return results[name]
 
@@ -44,22 +49,21 @@ def undisturbed(process, tmp_path_factory):
 
 
 def variants_of(moment):
-    """Every moment with one variant, in turn; those of the cache with one that has a cache."""
-    turn = list(crashes.MOMENTS).index(moment)
-    names = [name for name in VARIANTS if VARIANTS[name]["cached"] or moment not in crashes.EARLY]
-    return names[turn % len(names)], names
+    """The variants that a moment can meet: for those of the cache, where there is one."""
+    return [name for name in ALL if ALL[name]["cached"]] if moment in crashes.EARLY else [*VARIANTS]
 
 
-QUICK = [(moment, variants_of(moment)[0]) for moment in crashes.MOMENTS]
-REST = [pair for pair in itertools.product(crashes.MOMENTS, VARIANTS) if pair not in QUICK]
-REST = [(moment, name) for moment, name in REST if name in variants_of(moment)[1]]
+QUICK = [(moment, variants_of(moment)[turn % len(variants_of(moment))]) for turn, moment in enumerate(crashes.MOMENTS)]
+"""Every moment with one variant, in turn."""
+REST = [(moment, name) for moment in (*crashes.MOMENTS, *crashes.MORE) for name in variants_of(moment)]
+REST = [pair for pair in REST if pair not in QUICK]
 
 
 def check(process, undisturbed, folder, moment, name):
-    code = process(folder, VARIANTS[name], moment)
+    code = process(folder, ALL[name], moment)
     if not (moment.startswith("by the clock") and code == 0):  # the clock may be later than the end
         assert code == -signal.SIGKILL
-        assert process(folder, VARIANTS[name]) == 0
+        assert process(folder, ALL[name]) == 0
     compare(folder, undisturbed(name))
 
 
@@ -83,12 +87,13 @@ def test_every_moment_in_every_variant(process, undisturbed, moment, name, tmp_p
     check(process, undisturbed, tmp_path, moment, name)
 
 
+@pytest.mark.parametrize("name", ["full", *(pytest.param(x, marks=pytest.mark.slow) for x in VARIANTS if x != "full")])
 @pytest.mark.parametrize("again", crashes.AFTER_A_RESUME)
-def test_killed_again_right_after_a_resume(process, undisturbed, again, tmp_path):
+def test_killed_again_right_after_a_resume(process, undisturbed, again, name, tmp_path):
     for moment, then in (("between the gradients and the optimizer", None), (None, again), (None, again)):
-        assert process(tmp_path, VARIANTS["full"], moment, then) == -signal.SIGKILL
-    assert process(tmp_path, VARIANTS["full"]) == 0
-    compare(tmp_path, undisturbed("full"))
+        assert process(tmp_path, VARIANTS[name], moment, then) == -signal.SIGKILL
+    assert process(tmp_path, VARIANTS[name]) == 0
+    compare(tmp_path, undisturbed(name))
 
 
 def test_a_run_at_its_end_takes_no_other_step(tmp_path):

@@ -188,6 +188,7 @@ def test_bad_cells(record, message):
         ({"completion": "b", "label": True}, r"a column 'prompt'\. Name yours with --prompt_column"),
         ({"prompt": "a", "completion": "b"}, r"a column 'label'\. Name yours with --label_column"),
         ({"prompt": "a", "answer": "b"}, r"got \['prompt', 'answer'\].*--completion_column"),
+        ({"prompt": "a", "completion": "b", "label": True, "images": ["x.png"]}, r"rows of text, without 'images'"),
     ],
 )
 def test_missing_columns(record, message):

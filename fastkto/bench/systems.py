@@ -13,6 +13,7 @@ from fastkto.bench.case import Case
 from fastkto.bench.sft import SFTTrainer
 from fastkto.config import KTOConfig
 from fastkto.errors import require
+from fastkto.prepare import prepare
 from fastkto.trainer import KTOTrainer
 
 
@@ -69,7 +70,8 @@ class Setting:
 
     def tokenised(self) -> Any:
         """The rows that are trained on, in their order, as token ids."""
-        return sft(Setting(self.case, self.callback)).train_dataset
+        config = self.config(KTOConfig)
+        return prepare(self.rows, self.tokenizer, config, name="train", batch_size=self.case.batch).rows
 
 
 def kto(setting: Setting) -> Trainer:

@@ -3,7 +3,8 @@
     python tests/compat/environments.py --at DIR [HOST...]      all hosts without a name
 
 Needs an index of Python packages and nothing else. Run it with an interpreter that has torch and setuptools: it builds
-fastkto's wheel once. The outcome of every host goes to `tests/compat/results.json`, with its date.
+fastkto's wheel once. The outcome of every host goes to `tests/compat/results.json`, with its date. SMOLLM2=FOLDER in
+the environment, a folder of that model, has the paths compared on it too: figures, CPU time and peak memory.
 """
 
 import argparse
@@ -32,7 +33,7 @@ class Host(NamedTuple):
 
 HOSTS = {
     "trl-1.16": Host([TORCH, "trl==1.16.0", "peft"], ["test_trl.py", "test_trl_data.py", "test_trl_head.py"]),
-    "trl-1.9": Host([TORCH, "trl==1.9.0", "transformers==5.16.1", "peft"], ["test_trl.py"]),
+    "trl-1.9": Host([TORCH, "trl==1.9.0", "transformers==5.16.1", "peft"], ["test_trl.py", "test_trl_data.py"]),
     "liger-0.8.5": Host([TORCH, "liger-kernel==0.8.5"], ["test_liger.py"]),
     "llamafactory-0.9.5": Host(
         # the newest torch for which there is a torchaudio, which it imports
@@ -40,6 +41,7 @@ HOSTS = {
         ["test_llamafactory.py"],
     ),
     "ms-swift-4.6.0": Host([TORCH, "ms-swift==4.6.0", "trl==0.29.1", "transformers==5.19.0"], ["test_swift.py"]),
+    "axolotl-0.19.0": Host([TORCH, "axolotl==0.19.0"], ["test_axolotl.py"]),
 }
 
 
@@ -87,7 +89,7 @@ def check(name: str, folder: Path, wheel: Path) -> dict[str, object]:
     summary = next((line for line in reversed(done.stdout.splitlines()) if " in " in line), "no summary")
     ran = "passed" in summary and "skipped" not in summary and done.returncode == 0
     kept = {package: before.get(package) for package in ("torch", "transformers", "trl", "peft", "accelerate")}
-    return {
+    outcome = {
         "date": datetime.date.today().isoformat(),
         "python": platform.python_version(),
         "packages": kept,
@@ -96,6 +98,18 @@ def check(name: str, folder: Path, wheel: Path) -> dict[str, object]:
         "summary": summary.strip("= "),
         "failed": bool(moved) or not ran,
     }
+    if model := os.environ.get("SMOLLM2"):
+        outcome["smollm2"] = on_smollm2(python, name.rpartition("-")[0], model, folder.parent / "smollm2")
+        outcome["failed"] |= outcome["smollm2"] is None
+    return outcome
+
+
+def on_smollm2(python: Path, host: str, model: str, folder: Path) -> dict[str, object] | None:
+    """What `smollm2.py` prints; None where a figure differs or a side does not run."""
+    command = [python, ROOT / "tests/compat/smollm2.py", host, model, folder]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    print(done.stdout, done.stderr, sep="", flush=True)
+    return json.loads(done.stdout) if done.returncode == 0 else None
 
 
 def install(python: Path, *packages: str) -> None:

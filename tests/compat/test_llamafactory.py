@@ -30,10 +30,14 @@ def folder(tmp_path_factory):
     """Models and rows as the host takes them."""
     folder = tmp_path_factory.mktemp("llamafactory")
     make_models(folder)
-    (folder / "rows.json").write_text(json.dumps(ROWS))
+    write_rows(folder, ROWS)
+    return folder
+
+
+def write_rows(folder, rows):
+    (folder / "rows.json").write_text(json.dumps(rows))
     columns = {"prompt": "prompt", "response": "answer", "kto_tag": "good"}
     (folder / "dataset_info.json").write_text(json.dumps({"rows": {"file_name": "rows.json", "columns": columns}}))
-    return folder
 
 
 def arguments(folder, out, **changes):

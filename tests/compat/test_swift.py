@@ -30,7 +30,12 @@ HOST, OURS = "swift.rlhf_trainers.KTOTrainer", "fastkto.integrations.swift.KTOTr
 def folder(tmp_path_factory):
     """Models and rows as the host takes them."""
     folder = tmp_path_factory.mktemp("swift")
-    make_models(folder)
+    make_models(folder, form="{prompt}{answer}")
+    write_rows(folder, ROWS)
+    return folder
+
+
+def write_rows(folder, rows):
     lines = [
         {
             "messages": [
@@ -39,10 +44,9 @@ def folder(tmp_path_factory):
             ],
             "label": row["good"],
         }
-        for row in ROWS
+        for row in rows
     ]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    return folder
 
 
 def arguments(folder, out, **changes):

@@ -20,16 +20,19 @@ ROWS = [
 MEASURED = ("epoch", "time", "speed", "memory", "runtime", "per_second", "global_step")  # not a result of training
 
 
-def make_models(folder):
-    """`reference`, and some steps of plain training away from it `policy` and `adapter`, so that z0 is not clamped."""
+def make_models(folder, form="Human: {prompt}\nAssistant:{answer}"):
+    """`reference`, and some steps of plain training away from it `policy` and `adapter`, so that z0 is not clamped.
+
+    `form`: how a row is one text. That of the host's template matters to an adapter, which learns little beside it.
+    """
     tokenizer = tiny_tokenizer()
     model = tiny_llama(vocab=len(tokenizer))
     _save(model, tokenizer, folder / "reference")
-    _learn_the_answers(model, tokenizer)
+    _learn_the_answers(model, tokenizer, form)
     _save(model, tokenizer, folder / "policy")
     reference = AutoModelForCausalLM.from_pretrained(folder / "reference")
     adapted = get_peft_model(reference, LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"]))
-    _learn_the_answers(adapted, tokenizer, lr=2e-2)
+    _learn_the_answers(adapted, tokenizer, form, lr=2e-2)
     adapted.save_pretrained(folder / "adapter")
 
 
@@ -38,11 +41,11 @@ def _save(model, tokenizer, folder):
     tokenizer.save_pretrained(folder)
 
 
-def _learn_the_answers(model, tokenizer, lr=3e-3):
+def _learn_the_answers(model, tokenizer, form, lr=3e-3):
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
     for _ in range(12):
         for row in ROWS[:8]:
-            ids = torch.tensor([tokenizer(f"Human: {row['prompt']}\nAssistant:{row['answer']}").input_ids])
+            ids = torch.tensor([tokenizer(form.format(**row)).input_ids])
             model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()

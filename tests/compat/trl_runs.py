@@ -101,6 +101,7 @@ def only_ours(counts, *, steps, packed=True, head="fused_linear_kto"):
 
 def only_theirs(counts, *, steps):
     """The counters see the host: it is not by luck that they stay at zero with ours."""
+    print(dict(counts))
     assert counts["_compute_loss"] == steps
     assert counts["_compute_kl_logps"] >= steps
     assert counts[HEAD] >= steps

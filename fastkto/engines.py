@@ -1,0 +1,116 @@
+"""Engines that keep a part of each weight on each rank, FSDP and DeepSpeed's ZeRO-3: what runs before and beside them.
+
+They gather weights in collectives of every forward, so all ranks have to run as many forwards as any of them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def shards(accelerator: Any) -> bool:
+    """Whether the engine will keep only a part of each weight on a rank."""
+    if accelerator.distributed_type == "DEEPSPEED":
+        return bool(accelerator.state.deepspeed_plugin.zero_stage == 3)
+    return bool(accelerator.distributed_type == "FSDP")
+
+
+def partitioned(model: nn.Module) -> bool:
+    """Whether ZeRO-3 has taken this model's weights apart already, as `from_pretrained` under it does."""
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
+def absent(model: nn.Module) -> bool:
+    """Whether weights are on no device, and cannot be gathered either: another rank's, or of no checkpoint."""
+    return any(p.is_meta or not (p.numel() or hasattr(p, "ds_id")) for p in model.parameters())
+
+
+def whole_shape(parameter: torch.Tensor) -> torch.Size:
+    """The shape of a weight, of which ZeRO-3 may have left nothing here."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
+
+
+@contextmanager
+def whole(parameter: torch.Tensor) -> Iterator[None]:
+    """Within it a weight that ZeRO-3 took apart is there. A collective: every rank calls it, in one order."""
+    if not hasattr(parameter, "ds_id"):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter]):
+        yield
+
+
+@contextmanager
+def running(model: nn.Module, accelerator: Any) -> Iterator[None]:
+    """Within it a model that training has not wrapped yet can be run without gradients.
+
+    On the device where training will put it; taken apart by ZeRO-3, by hooks that gather and free each layer.
+    """
+    if partitioned(model):
+        engine = _zero3(model, accelerator)
+        try:
+            yield
+        finally:
+            _take_off(engine)
+        return
+    home = next(model.parameters()).device
+    moves = accelerator.distributed_type in ("DEEPSPEED", "FSDP") and home not in (
+        accelerator.device,
+        torch.device("meta"),
+    )
+    if moves:
+        model.to(accelerator.device)
+    try:
+        yield
+    finally:
+        if moves:
+            model.to(home)
+
+
+def prepare_frozen(model: Any, accelerator: Any) -> Any:
+    """A model that is run and not trained, under the engine of the one that is: where that is sharded, so is this."""
+    if accelerator.distributed_type == "DEEPSPEED":
+        plugin = accelerator.state.deepspeed_plugin
+        if plugin.zero_stage == 3:
+            return _zero3(model, accelerator)
+        model = model.to(plugin.hf_ds_config.dtype())  # the engine casts the policy's weights so
+    elif accelerator.distributed_type == "FSDP" and accelerator.is_fsdp2:
+        from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+        plugin = accelerator.state.fsdp_plugin
+        wrapping = plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap  # settled by the first model for all
+        try:
+            model = fsdp2_prepare_model(accelerator, model)
+            model.set_reshard_after_forward(True)  # of its last layers too, which no backward will free
+            return model
+        finally:
+            plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap = wrapping
+    placed = True if accelerator.distributed_type == "FSDP" else None  # which its Accelerator leaves to the wrapper
+    return accelerator.prepare_model(model, device_placement=placed, evaluation_mode=True)
+
+
+def _zero3(model: nn.Module, accelerator: Any) -> Any:
+    import deepspeed
+
+    given = accelerator.state.deepspeed_plugin.hf_ds_config.config
+    zero = {k: v for k, v in given["zero_optimization"].items() if v != "auto" and k != "offload_optimizer"}
+    precision = {k: given[k] for k in ("bf16", "fp16") if k in given}
+    config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero, **precision}
+    return deepspeed.initialize(model=model, config=config)[0]
+
+
+def _take_off(engine: Any) -> None:
+    """Undo what an engine did to its model, the weights taken apart as before."""
+    engine.optimizer.partition_all_parameters()
+    engine.destroy()
+    engine.module_forward_pre_hook.remove()
+    engine.module_forward_post_hook.remove()
+    for module in engine.module.modules():  # closures on this engine, which the next one would keep
+        for name in ("pre_bwd_fn", "post_bwd_fn"):
+            vars(module).pop(name, None)
