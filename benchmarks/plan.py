@@ -1,9 +1,10 @@
 """What `fastkto plan` predicts against what is then measured: 2 sizes x full/LoRA x live/cached x 3 lengths.
 
-    python benchmarks/plan.py [--output FILE]
+    python benchmarks/plan.py [--output FILE] [--again FILE]
 
 Each case is a process of its own that takes two steps; the plan is made from the config before. On a CPU the measured
-peak is resident memory, so the prediction has what the process itself needs in it.
+peak is resident memory, so the prediction has what the process itself needs in it. `--again` predicts anew what is
+compared with the measurements of an earlier result.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from fastkto.plan import Model, peak_by_part, process_bytes, rows_of, total
 
 LENGTHS = (512, 1024, 2048)
 BATCH = 2
+WHAT = ("size", "adapter", "cached", "length")
 GIB = 2**30
 
 
@@ -56,16 +58,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--again", type=Path, help="an earlier result, whose measurements stand")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     cases: list[dict[str, Any]] = []
+    before = json.loads(options.again.read_text(encoding="utf-8"))["cases"] if options.again else []
+    known = {tuple(case[name] for name in WHAT): case["measured_gib"] for case in before}
     process = process_bytes(torch.device("cpu"))  # before anything else is in this one
     with tempfile.TemporaryDirectory(prefix="fastkto-bench-") as folder:
         models = {"48M": random_model(Path(folder), **MEDIUM), "135M": str(DEMO_MODEL)}
         for size, adapter, cached, length in product(models, (False, True), (False, True), options.lengths):
             what = {"adapter": adapter, "cached": cached, "length": length}
             parts = predicted(models[size], **what) | {"the process itself": process}
-            peak = measured(models[size], **what, threads=options.threads)
+            peak = known.get((size, *what.values())) or measured(models[size], **what, threads=options.threads)
             case = {"size": size, **what, "predicted_gib": total(parts) / GIB, "measured_gib": peak}
             case |= {"error": total(parts) / GIB / peak - 1, "parts": parts}
             cases.append(case)

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from fastkto.backends import choose
 from fastkto.backends.base import Backend, HeadInputs, Wanted
 from fastkto.config import KTOConfig
-from fastkto.footprint import GRADIENTS, HEAD, KEPT, WORK, Footprint
+from fastkto.footprint import GRADIENTS, HEAD, KEPT, Footprint
 from fastkto.head import module_token_stats
 from fastkto.model import aux_loss_coef, evaluating, find_head, install_scorer, unwrap_peft
 from fastkto.reference import reference_adapter
@@ -44,7 +44,8 @@ class FakeStep:
             with torch.no_grad(), self._precision():
                 self._run_reference(batch)
         fused = self.forward.plain_head and forwards(self.forward, batch) == 1
-        with self._precision():
+        # what a forward with a graph makes mostly outlives it
+        with self._precision(), self.footprint.labelled(KEPT):
             loss = torch.stack(run(self.forward, batch, lambda scored: self._with_graph(scored, fused))).sum()
         loss.backward()  # type: ignore[no-untyped-call]
 
@@ -67,7 +68,6 @@ class FakeStep:
         self._log_probs(scored, hidden, targets, NOTHING, None)
 
     def _with_graph(self, scored: Scored, fused: bool) -> torch.Tensor:
-        self.footprint.relabel_all(WORK, KEPT)
         if scored.kl_hidden is not None and scored.kl_targets is not None:
             with torch.no_grad():
                 self._log_probs(scored, scored.kl_hidden, scored.kl_targets, NOTHING, None)

@@ -55,14 +55,6 @@ class Footprint(TorchDispatchMode):
             self._labels[storage._cdata] = label
             self._change(label, storage.nbytes())
 
-    def relabel_all(self, before: str, label: str) -> None:
-        """Count all that is alive under one label under another."""
-        for key, found in self._labels.items():
-            if found == before:
-                self._labels[key] = label
-        self.alive[label] += self.alive.pop(before, 0)
-        self._in_heap[label] += self._in_heap.pop(before, 0)
-
     def watch_gradient(self, parameter: torch.nn.Parameter) -> RemovableHandle:
         """Count what becomes the gradient of a parameter as such."""
 

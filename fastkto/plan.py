@@ -110,25 +110,32 @@ def total(parts: dict[str, int]) -> int:
     return sum(parts.values())
 
 
-def longest(model: Model, args: KTOConfig, batch_size: int, memory: int) -> int | None:
-    """The longest `max_length`, a multiple of 64 within the model's window, whose step stays within so many bytes."""
+class Search:
+    """What fits in so many bytes, of a model and the arguments of its training; a step is looked at once."""
 
-    def need(length: int) -> int:
-        return total(peak_by_part(model, args, rows_of(batch_size, length)))
+    def __init__(self, model: Model, args: KTOConfig) -> None:
+        self.model, self.args = model, args
+        self._known: dict[tuple[int, int], dict[str, int]] = {}
 
-    window = getattr(model.config.get_text_config(), "max_position_embeddings", None) or LONGEST
-    return largest(need, memory, start=args.max_length or 1024, unit=64, most=min(window, LONGEST))
+    def parts(self, rows: int, length: int) -> dict[str, int]:
+        """`peak_by_part` of `rows_of` so many rows of that length."""
+        if (rows, length) not in self._known:
+            self._known[rows, length] = peak_by_part(self.model, self.args, rows_of(rows, length))
+        return self._known[rows, length]
 
+    def longest(self, rows: int, length: int, room: int) -> int | None:
+        """The longest `max_length`, a multiple of 64 within the model's window, that fits; looks at `length` first."""
+        window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or LONGEST
+        tries = [length // 64 * 64, 2 * length // 64 * 64]
+        return largest(lambda x: total(self.parts(rows, x)), room, tries, unit=64, most=min(window, LONGEST))
 
-def most_rows(model: Model, args: KTOConfig, max_length: int, memory: int) -> int | None:
-    """The largest micro-batch, of two rows or more, of `rows_of` that stays within so many bytes."""
-    least = 2 if args.loss_type == "kto" else 1  # a row's KL completion is another row's
-
-    def need(rows: int) -> int:
-        return total(peak_by_part(model, args, rows_of(max(rows, least), max_length)))
-
-    found = largest(need, memory, start=args.per_device_train_batch_size, unit=1, most=MOST_ROWS)
-    return found if found is None or found >= least else None
+    def most_rows(self, rows: int, length: int, room: int) -> int | None:
+        """The largest micro-batch of rows of that length that fits; looks at `rows` first, then near the answer."""
+        least = 2 if self.args.loss_type == "kto" else 1  # a row's KL completion is another row's
+        tokens = [a * b for (a, b), parts in self._known.items() if total(parts) <= room]
+        tries = [rows, max(tokens, default=0) // length]
+        found = largest(lambda x: total(self.parts(max(x, least), length)), room, tries, unit=1, most=MOST_ROWS)
+        return found if found is None or found >= least else None
 
 
 def what_fits(policy: Any, args: KTOConfig, accelerator: Any) -> str:
@@ -142,9 +149,9 @@ def what_fits(policy: Any, args: KTOConfig, accelerator: Any) -> str:
     memory, rows = device_bytes(args.device), args.per_device_train_batch_size
     room = memory - process_bytes(args.device)
     try:
-        model = Model.of(policy)
-        length = longest(model, args, rows, room)
-        most = most_rows(model, args, args.max_length, room)
+        search = Search(Model.of(policy), args)
+        length = search.longest(rows, args.max_length, room)
+        most = search.most_rows(rows, args.max_length, room)
     except InputError as error:
         return f"(`fastkto plan` cannot tell what fits: {error})"
     found = [f"max_length={length} with {rows} rows"] if length else []
@@ -175,22 +182,26 @@ def process_bytes(device: torch.device) -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def largest(need: Callable[[int], int], room: int, start: int, unit: int, most: int) -> int | None:
+def largest(need: Callable[[int], int], room: int, tries: Sequence[int], unit: int, most: int) -> int | None:
     """The largest multiple of `unit`, up to `most`, that needs at most `room`; None where `unit` needs more.
 
-    `need` grows, nearly along a line: a guess is where the line through the last two would meet `room`, and every
-    third one halves what is left. Ends where it knows the answer to one part in 32.
+    `need` grows, nearly along a line: after the `tries` a guess is where the line through the last two would meet
+    `room`, and every third one halves what is left. Ends where the answer is known to one part in 32.
     """
     low, high = 0, most // unit * unit + unit
     known: list[tuple[int, int]] = []
-    guess = min(max(unit, start // unit * unit), high - unit)
-    while low < guess < high:
+    waiting = list(reversed(tries))
+    while (step := max(unit, low // 32 // unit * unit)) < high - low:
+        if waiting:
+            guess = waiting.pop() // unit * unit
+            if known and not low < guess < high:
+                continue
+        else:
+            guess = (low + high) // 2 if len(known) % 3 == 0 else _crossing(known, room)
+        # not nearer to what is known than the answer has to be
+        guess = max(low + unit, min(max(guess // unit * unit, low + step), high - step))
         known.append((guess, need(guess)))
         low, high = (guess, high) if known[-1][1] <= room else (low, guess)
-        if high - low <= max(unit, low // 32):
-            break
-        guess = (low + high) // 2 if len(known) % 3 == 0 else _crossing(known, room)
-        guess = min(max(guess // unit * unit, low + unit), high - unit)
     return low or None
 
 

@@ -120,7 +120,7 @@ print(json.dumps([path for path in opened if "forbidden-fruit" in path]))
 def test_paths_and_addresses_in_a_dataset_are_never_followed():
     Path("forbidden-fruit").write_text("not yours")
     path = str(Path("forbidden-fruit").resolve())
-    more = {"image": path, "file": {"path": path, "bytes": None}}
+    more = {"picture": path, "file": {"path": path, "bytes": None}}
     rows = [row | more | {"prompt": f"{path} {i}"} for i, row in enumerate(ROWS)]
     jsonl("data.jsonl", rows)
     settings()

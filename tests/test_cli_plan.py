@@ -27,7 +27,7 @@ def test_parts_their_sum_and_what_fits_are_printed(capsys, folder):
     assert lines[0] == (
         "At its peak a step of 8 rows of 1024 tokens on cpu, float32 weights, all weights trained, a live reference:"
     )
-    parts = dict(line.rsplit(maxsplit=2)[:2] for line in lines[1:10])
+    parts = dict(line.rsplit(maxsplit=2)[:2] for line in lines[1:11])
     assert {part.strip() for part in parts} >= {"weights", "gradients", "the process itself", "in all"}
     values = [float(value) for value in parts.values()]
     assert sum(values[:-1]) == pytest.approx(values[-1], abs=0.05)

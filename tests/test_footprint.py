@@ -48,8 +48,6 @@ def test_labels_are_those_of_the_moment_or_given_later():
             b, c = kib(2), kib(4)
         footprint.relabel(c[1:], "c")
         assert footprint.alive == {"a": KIB, "b": 2 * KIB, "c": 4 * KIB}
-        footprint.relabel_all("b", "a")
-        assert +footprint.alive == {"a": 3 * KIB, "c": 4 * KIB}
         del a, b, c
     assert not +footprint.alive
 

@@ -28,7 +28,7 @@ def run(argv: Sequence[str]) -> int:
     from fastkto.cli.parsing import DataclassParser, build
     from fastkto.cli.train import split_config
     from fastkto.config import KTOConfig
-    from fastkto.plan import LONGEST, MOST_ROWS, longest, most_rows, peak_by_part, process_bytes, rows_of, total
+    from fastkto.plan import LONGEST, MOST_ROWS, Search, process_bytes, total
     from fastkto.rows import RowOptions
 
     path, flags = split_config(list(argv))
@@ -45,17 +45,18 @@ def run(argv: Sequence[str]) -> int:
         raise InputError("max_length", None, "a number", "Give it with --max_length: the plan is for the longest rows.")
     rows, length = config.per_device_train_batch_size, config.max_length
     process = process_bytes(config.device)
-    parts = peak_by_part(model, config, rows_of(rows, length)) | {"the process itself": process}
+    search = Search(model, config)
+    parts = search.parts(rows, length) | {"the process itself": process}
     print(table(parts, f"{rows} rows of {length} tokens on {config.device.type}, {describe(model, config)}"))
     fits = total(parts) <= memory
     print(f"{'fits in' if fits else 'DOES NOT FIT in'} {memory / GIB:.1f} GiB\n", flush=True)
     room = memory - process
     window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    found = longest(model, config, rows, room)
+    found = search.longest(rows, length, room)
     whole = window is not None and found is not None and found > window - 64
     text = f"{window}, the model's window" if whole else at_most(found, LONGEST)
     print(f"max_length with {rows} rows a micro-batch: {text}")
-    found = most_rows(model, config, length, room)
+    found = search.most_rows(rows, length, room)
     print(f"per_device_train_batch_size with {length} tokens a row: {at_most(found, MOST_ROWS)}")
     return 0 if fits else 1
 
