@@ -30,7 +30,8 @@ def commands(output: Path) -> dict[str, list[str]]:
     """What is run, each writing `<subject>.json`."""
     python = [sys.executable]
     files = {subject: str(output / f"{subject}.json") for subject in ("head", "micro", "step", "scaling")}
-    micro = [str(HERE / "micro"), "-o", "python_files=bench_*.py", "--benchmark-only", "-q", "-p", "no:cacheprovider"]
+    found = ["-o", "python_files=bench_*.py", "-o", "pythonpath=benchmarks/micro", "-p", "no:cacheprovider"]
+    micro = [str(HERE / "micro"), *found, "--benchmark-only", "-q"]
     wanted = {
         "head": [str(HERE / "head_cpu.py"), "--shapes", SHAPE, "--rounds", "5", "--output", files["head"]],
         "micro": ["-m", "pytest", *micro, f"--benchmark-json={files['micro']}"],

@@ -1,4 +1,7 @@
-"""The LM head beside its peers, each held to float64 first: `pytest benchmarks/micro -o python_files='bench_*.py'`."""
+"""The LM head beside its peers, each held to float64 first.
+
+pytest benchmarks/micro -o python_files='bench_*.py' -o pythonpath=benchmarks/micro [--benchmark-autosave ...]
+"""
 
 import pytest
 import torch
