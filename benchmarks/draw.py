@@ -59,7 +59,7 @@ def growth() -> None:
     """Write docs/growth.png: memory against length, throughput against batch, time by part."""
     scaling, floor = newest("scaling"), newest("floor")
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
-    for system in ("trl", "fastkto"):
+    for system in scaling["points"][0]["systems"]:
         colour = OURS if system == "fastkto" else OTHERS
         points = _axis(scaling, "max_length", system)
         left.plot(*zip(*((x, found["peak_gib"]) for x, found in points), strict=True), "o-", color=colour)

@@ -2,8 +2,8 @@
 
     python benchmarks/run.py [--runs build/bench]
 
-Every figure is a ratio of times of one interleaved run, a ratio of peaks, or a slope in bytes. A run is kept as JSON;
-the table shows the median of the runs on this commit and device, the least and the most.
+Every figure is a ratio of times of one interleaved run, a ratio of peaks, or a slope in bytes. Each run is kept in a
+folder of its own; the table shows the median of the runs on this commit and device, the least and the most.
 """
 
 import argparse
@@ -11,7 +11,6 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,20 +70,21 @@ def main() -> None:
     """Run everything, keep the run, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=ROOT / "build" / "bench")
-    runs = parser.parse_args().runs
+    runs = parser.parse_args().runs.resolve()
     if not DEMO_MODEL.is_dir():
         sys.exit(f"the model of the step is {DEMO_MODEL}: make it with `make demo`")
     found: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(prefix="fastkto-bench-") as folder:
-        for subject, command in commands(Path(folder)).items():
-            print(f"\n== {subject}", flush=True)
-            subprocess.run(command, check=True, cwd=ROOT)
-            result = json.loads((Path(folder) / f"{subject}.json").read_text(encoding="utf-8"))
-            found |= dict(figures(subject, result))
-    this = {**machine(), "figures": found}
-    runs.mkdir(parents=True, exist_ok=True)
-    (runs / f"{this['date'].replace(':', '')}.json").write_text(json.dumps(this, indent=1) + "\n", encoding="utf-8")
-    kept = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(runs.glob("*.json"))]
+    about = machine()
+    folder = runs / about["date"].replace(":", "")
+    folder.mkdir(parents=True)
+    for subject, command in commands(folder).items():
+        print(f"\n== {subject}", flush=True)
+        subprocess.run(command, check=True, cwd=ROOT)
+        result = json.loads((folder / f"{subject}.json").read_text(encoding="utf-8"))
+        found |= dict(figures(subject, result))
+    this = {**about, "figures": found}
+    (folder / "figures.json").write_text(json.dumps(this, indent=1) + "\n", encoding="utf-8")
+    kept = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(runs.glob("*/figures.json"))]
     same = [run for run in kept if (run["commit"], run["device"]) == (this["commit"], this["device"])]
     print(f"\n{len(same)} runs of {this['commit']} on {this['device']}:")
     for name in found:

@@ -1,5 +1,6 @@
 """Steps of several systems in turn, each in a process of its own: equal losses first, then times and peak memory."""
 
+import contextlib
 import statistics
 import subprocess
 import sys
@@ -42,8 +43,11 @@ def measure(
     steps: dict[str, list[Step]] = {name: [] for name in cases}
     (count,) = {case.steps for _, case in cases.values()}
     with tempfile.TemporaryDirectory(prefix="fastkto-bench-") as folder:
-        workers = [_start(name, system, case, Path(folder)) for name, (system, case) in cases.items()]
+        workers: list[Worker] = []
         try:
+            for name, (system, case) in cases.items():
+                workers.append(_start(name, system, case, Path(folder)))
+                _answer(workers[-1], "step 0")  # before the next one: two at once would take many times as long
             for step in range(count):
                 for worker in workers:
                     steps[worker.name].append(_step(worker, step))
@@ -70,16 +74,18 @@ def _start(name: str, system: str, case: Case, folder: Path) -> Worker:
 
 def _step(worker: Worker, step: int) -> Step:
     assert worker.process.stdin is not None
-    assert worker.process.stdout is not None
-    try:
+    with contextlib.suppress(BrokenPipeError):  # its last words are in the answer
         worker.process.stdin.write("step\n")
         worker.process.stdin.flush()
-        line = worker.process.stdout.readline()
-    except BrokenPipeError:
-        line = ""
+    return _answer(worker, f"step {step}")
+
+
+def _answer(worker: Worker, before: str) -> Step:
+    assert worker.process.stdout is not None
+    line = worker.process.stdout.readline()
     if not line:
         said = worker.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-LINES:]
-        raise RuntimeError("\n".join([f"{worker.name} ended before step {step}:", *said]))
+        raise RuntimeError("\n".join([f"{worker.name} ended before {before}:", *said]))
     found: Step = loads(line)
     return found
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "triton", "transformers", "accelerate", "trl", "liger-kernel")
+PACKAGES = ("fastkto", "torch", "triton", "transformers", "accelerate", "trl", "liger-kernel")
 
 
 def machine() -> dict[str, Any]:
@@ -22,7 +22,7 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
         "commit": _commit(),
-        "command": " ".join(["python", *(Path(arg).name if os.sep in arg else arg for arg in sys.argv)]),
+        "command": _command(),
     }
 
 
@@ -38,6 +38,22 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+def _commit() -> str | None:
+    """Of the checkout that this file is in; None where it is installed."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("describe", "--always", "--dirty")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _command() -> str:
+    """Without folders, which are of this machine."""
+    program, *arguments = (Path(word).name if os.sep in word else word for word in sys.argv)
+    start = ["python", program] if program.endswith(".py") and program != "__main__.py" else ["fastkto"]
+    return " ".join([*start, *arguments])

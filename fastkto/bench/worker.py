@@ -25,6 +25,10 @@ class OnRequest(TrainerCallback):
     def __init__(self, answers: Any) -> None:
         self.answers = answers
 
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Say that everything before the first step is done."""
+        print("{}", file=self.answers, flush=True)
+
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         """Wait, then start the clocks."""
         if not sys.stdin.readline().strip():
