@@ -6,7 +6,7 @@ python benchmarks/draw.py
 from typing import Any
 
 import matplotlib as mpl
-from render import ROOT, newest
+from render import HOLDS_A_REFERENCE, ROOT, newest
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -36,12 +36,13 @@ def cost() -> None:
         for system, figures in result["summary"].items():
             seconds[system] = scale * figures["times_as_long"]
             memory[system] = figures["peak_gib"]
+    memory[HOLDS_A_REFERENCE] = 0.0
     systems = [system for system in NAMES if system in seconds]
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.2), layout="constrained")
     for axis, values, unit in ((axes[0], seconds, "seconds a step"), (axes[1], memory, "GiB at the peak")):
         colours = [OURS if system.startswith("fastkto") else OTHERS for system in systems]
         bars = axis.barh([NAMES[system] for system in systems], [values[system] for system in systems], color=colours)
-        axis.bar_label(bars, fmt="{:.1f}", padding=3)
+        axis.bar_label(bars, fmt=lambda value: f"{value:.1f}" if value else "not measured", padding=3)
         axis.invert_yaxis()
         axis.margins(x=0.15)
         axis.set_xlabel(unit)

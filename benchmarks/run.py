@@ -32,7 +32,7 @@ def commands(output: Path) -> dict[str, list[str]]:
     found = ["-o", "python_files=bench_*.py", "-o", "pythonpath=benchmarks/micro", "-p", "no:cacheprovider"]
     micro = [str(HERE / "micro"), *found, "--benchmark-only", "-q"]
     wanted = {
-        "head": [str(HERE / "head_cpu.py"), "--shapes", SHAPE, "--rounds", "5", "--output", files["head"]],
+        "head": [str(HERE / "head_cpu.py"), "--shapes", SHAPE, "--rounds", "3", "--output", files["head"]],
         "micro": ["-m", "pytest", *micro, f"--benchmark-json={files['micro']}"],
         "step": ["-m", "fastkto", "bench", "--model", str(DEMO_MODEL), *STEP, "--output", files["step"]],
         "scaling": [str(HERE / "scaling.py"), "--systems", "fastkto", "--steps", "2", "--output", files["scaling"]],
