@@ -34,8 +34,7 @@ def choose_collator(
         return padding
     model = unwrap_peft(forward.model)
     candidates = probe_rows(list(itertools.islice(rows, LOOKED_AT)), window_of(model.config), args.max_length)
-    dtype = torch.bfloat16 if args.bf16 else torch.float16
-    with torch.autocast(model.device.type, dtype, enabled=bool(args.bf16 or args.fp16)):
+    with args.autocast(model.device):
         reason = why_not_packed(forward, candidates, pad_token_id=pad_token_id, max_length=args.max_length, kl=kl)
     reason = _of_any_rank(reason)
     if reason is None:

@@ -137,6 +137,11 @@ class KTOConfig(TrainingArguments):
                 raise InputError("liger_kernel_config", kernels, "no fused_linear_cross_entropy", fix)
             self.liger_kernel_config = {**kernels, "fused_linear_cross_entropy": False}
 
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Mixed precision as the Trainer computes in it."""
+        dtype = torch.bfloat16 if self.bf16 else torch.float16
+        return torch.autocast(device.type, dtype, enabled=bool(self.bf16 or self.fp16))
+
     def _check(self) -> None:
         for name, allowed in (
             ("loss_type", LOSS_TYPES),

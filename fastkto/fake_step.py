@@ -3,7 +3,6 @@
 Legend: N scored positions, D hidden, V vocabulary.
 """
 
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from fastkto.backends.base import Backend, HeadInputs, Wanted
 from fastkto.config import KTOConfig
 from fastkto.footprint import GRADIENTS, HEAD, KEPT, Footprint
 from fastkto.head import module_token_stats
-from fastkto.model import aux_loss_coef, evaluating, find_head, install_scorer, unwrap_peft
+from fastkto.model import evaluating, install_scorer, unwrap_peft
 from fastkto.reference import reference_adapter
 from fastkto.trunk import Batch, Forward, Scored, forwards, run
 
@@ -29,30 +28,19 @@ class FakeStep:
         for each in (policy, reference):
             if each is not None:
                 install_scorer(unwrap_peft(each))
-        base = unwrap_peft(policy)
-        self.forward = Forward(
-            policy,
-            max_tokens=args.max_tokens_per_forward,
-            plain_head=find_head(base).plain,
-            router_logits=aux_loss_coef(base, args.router_aux_loss_coef) > 0,
-        )
+        self.forward = Forward.of(policy, args)
         self.backend = choose(args.head_backend, args.device)
 
     def take(self, batch: Batch) -> None:
         """One micro-batch: afterwards only what outlives it is alive."""
         if not self.args.precompute_ref_log_probs:
-            with torch.no_grad(), self._precision():
+            with torch.no_grad(), self.args.autocast(self.args.device):
                 self._run_reference(batch)
         fused = self.forward.plain_head and forwards(self.forward, batch) == 1
         # what a forward with a graph makes mostly outlives it
-        with self._precision(), self.footprint.labelled(KEPT):
+        with self.args.autocast(self.args.device), self.footprint.labelled(KEPT):
             loss = torch.stack(run(self.forward, batch, lambda scored: self._with_graph(scored, fused))).sum()
         loss.backward()  # type: ignore[no-untyped-call]
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        dtype = torch.bfloat16 if self.args.bf16 else torch.float16
-        enabled = bool(self.args.bf16 or self.args.fp16)
-        return torch.autocast(self.policy.device.type, dtype, enabled=enabled)
 
     def _run_reference(self, batch: Batch) -> None:
         if self.reference is not None:

@@ -1,15 +1,16 @@
 """What a training step will need in memory, by part, before anything is loaded: the step runs on fake tensors."""
 
+import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from fastkto import heap
 from fastkto.config import KTOConfig
 from fastkto.engines import shards
 from fastkto.errors import InputError
@@ -28,17 +29,17 @@ HOLES_PER_WORK = 1.0
 Fitted to rows of 768 and 1536 tokens, which `benchmarks/plan.py` does not check."""
 LONGEST, MOST_ROWS = 2**17, 2**7
 """Where the search for what fits ends."""
-STATE_BYTES = {
-    "adamw_torch": 2.0,
-    "adamw_torch_fused": 2.0,
-    "adamw_8bit": 0.5,
-    "adamw_bnb_8bit": 0.5,
-    "paged_adamw_8bit": 0.5,
-    "lion_8bit": 0.25,
-    "lion_32bit": 1.0,
-    "sgd": 0.0,
+STATES = {
+    "adamw_torch": (2, None),
+    "adamw_torch_fused": (2, None),
+    "adamw_8bit": (2, 1),
+    "adamw_bnb_8bit": (2, 1),
+    "paged_adamw_8bit": (2, 1),
+    "lion_8bit": (1, 1),
+    "lion_32bit": (1, 4),
+    "sgd": (0, None),
 }
-"""State of an optimizer, in units of float32 weights that it trains; 8-bit ones keep a byte a value."""
+"""What an optimizer keeps for each weight that it trains: values, and bytes of each (None: those of the weight)."""
 
 
 class Model(NamedTuple):
@@ -57,9 +58,8 @@ class Model(NamedTuple):
             fix = "Plan it without quantisation: the weights then count in their own dtype."
             raise InputError("model", "quantised weights", "weights of one dtype", fix)
         adapter = model.active_peft_config if is_peft_model(model) else None
-        return cls(
-            base.config, base.dtype, adapter, trust_remote_code=type(base).__module__.startswith("transformers_modules")
-        )
+        remote = type(base).__module__.startswith("transformers_modules")
+        return cls(base.config, base.dtype, adapter, remote)
 
 
 def peak_by_part(model: Model, args: KTOConfig, lengths: Sequence[tuple[int, int]]) -> dict[str, int]:
@@ -75,7 +75,9 @@ def peak_by_part(model: Model, args: KTOConfig, lengths: Sequence[tuple[int, int
     Raises:
         ValueError: for an optimizer whose state is not known.
     """
-    state = _state(args.optim)
+    from torch._subclasses.fake_tensor import FakeTensorMode  # of torch's own: only a plan shall depend on it
+
+    values, width = _state(args.optim)
     with torch.device("meta"):  # shapes only: nothing is initialised
         policy = AutoModelForCausalLM.from_config(
             model.config, dtype=model.dtype, trust_remote_code=model.trust_remote_code
@@ -94,9 +96,8 @@ def peak_by_part(model: Model, args: KTOConfig, lengths: Sequence[tuple[int, int
         for parameter in trained:
             footprint.watch_gradient(parameter)
         with footprint.labelled(OPTIMIZER):
-            states = [
-                torch.empty(int(4 * state * p.numel() * p.element_size() / 4), dtype=torch.uint8) for p in trained
-            ]
+            sizes = [values * p.numel() * (width or p.element_size()) for p in trained]
+            states = [torch.empty(size, dtype=torch.uint8) for size in sizes]
         batch = tree_map_only(torch.Tensor, fake.from_tensor, _batch(args, lengths))
         step = FakeStep(policy, reference, args, footprint)
         for _ in range(min(2, args.gradient_accumulation_steps)):
@@ -179,7 +180,13 @@ def process_bytes(device: torch.device) -> int:
         torch.zeros(1, device=device)
         free, everything = torch.cuda.mem_get_info(device)
         return everything - free - torch.cuda.memory_reserved(device)
-    return int(psutil.Process().memory_info().rss)
+    heap.give_back()
+    tensors = {
+        x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
+        for x in gc.get_objects()
+        if isinstance(x, torch.Tensor) and x.device == device and x.layout == torch.strided
+    }
+    return max(0, int(psutil.Process().memory_info().rss) - sum(tensors.values()))
 
 
 def largest(need: Callable[[int], int], room: int, tries: Sequence[int], unit: int, most: int) -> int | None:
@@ -219,11 +226,11 @@ def rows_of(batch_size: int, max_length: int) -> list[tuple[int, int]]:
     return [(max_length // 2, max_length - max_length // 2)] * batch_size
 
 
-def _state(optim: Any) -> float:
+def _state(optim: Any) -> tuple[int, int | None]:
     name = str(getattr(optim, "value", optim))
-    if name not in STATE_BYTES:
-        raise InputError("optim", name, f"one of {tuple(STATE_BYTES)}", "The state of others is not known here.")
-    return STATE_BYTES[name]
+    if name not in STATES:
+        raise InputError("optim", name, f"one of {tuple(STATES)}", "The state of others is not known here.")
+    return STATES[name]
 
 
 def _materialise(model: torch.nn.Module, device: torch.device) -> None:

@@ -31,7 +31,7 @@ from fastkto.loading import (
 )
 from fastkto.memory import naming_the_batch
 from fastkto.metrics import Meter, step_sums
-from fastkto.model import aux_loss_coef, check_head, disable_dropout, find_head, install_scorer, unwrap_peft
+from fastkto.model import aux_loss_coef, check_head, disable_dropout, install_scorer, unwrap_peft
 from fastkto.pairing import PairableSampler
 from fastkto.plan import what_fits
 from fastkto.prepare import prepare
@@ -145,13 +145,7 @@ class KTOTrainer(Evaluation):
         args = self.args
         base = unwrap_peft(self.model)
         self.aux_loss_coef = aux_loss_coef(base, args.router_aux_loss_coef)
-        self._forward = Forward(
-            self.model,
-            backend=args.head_backend,
-            max_tokens=args.max_tokens_per_forward,
-            plain_head=find_head(base).plain,
-            router_logits=self.aux_loss_coef > 0,
-        )
+        self._forward = Forward.of(self.model, args)
         for each in (self.model, reference_model):
             if each is not None:
                 install_scorer(unwrap_peft(each))

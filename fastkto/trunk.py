@@ -8,9 +8,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from fastkto.config import KTOConfig
 from fastkto.layer_split import packed_forward
 from fastkto.layout import Layout
-from fastkto.model import Head
+from fastkto.model import Head, aux_loss_coef, find_head, unwrap_peft
 
 Batch = dict[str, Any]
 Result = TypeVar("Result")
@@ -26,6 +27,18 @@ class Forward(NamedTuple):
     plain_head: bool = True
     """Whether the head is its weight and bias and nothing else."""
     router_logits: bool = False
+
+    @classmethod
+    def of(cls, model: Any, args: KTOConfig) -> "Forward":
+        """How a policy is run in a training with these arguments."""
+        base = unwrap_peft(model)
+        return cls(
+            model,
+            backend=args.head_backend,
+            max_tokens=args.max_tokens_per_forward,
+            plain_head=find_head(base).plain,
+            router_logits=aux_loss_coef(base, args.router_aux_loss_coef) > 0,
+        )
 
 
 class Scored(NamedTuple):

@@ -67,6 +67,22 @@ def launch(world, *arguments, engine="ddp", script=__file__, timeout=240):
     return job.returncode, said
 
 
+def launches(tmp_path_factory, cases_of, timeout=240):
+    """(engine, world) -> the folder of a launch with the files of the engine's cases; one launch of each."""
+    done = {}
+
+    def of(engine, world):
+        if (engine, world) not in done:
+            folder = tmp_path_factory.mktemp(f"{engine}{world}")
+            model().save_pretrained(folder / "model")
+            code, said = launch(world, folder, *cases_of(engine), engine=engine, timeout=timeout)
+            assert code == 0, said[-6000:]
+            done[engine, world] = folder
+        return done[engine, world]
+
+    return of
+
+
 def train(folder, case, engine):
     """One epoch that leaves the policy where it is: the log, and the gradients of every optimizer step."""
     data, settings = (CASES | TAKEN_APART)[case]
@@ -186,17 +202,23 @@ def zero_on_cpu():
     SETTINGS["use_cpu"] = False  # so that accelerate looks for an engine at all
 
 
-def dies(folder):
-    """Rank 1 is killed in the middle of a step."""
+def signalled(folder, number):
+    """A trainer whose rank 1 gets a signal in the middle of its third step."""
     t = trainer(Path(folder), train_dataset=rows(32), max_steps=50)
     stock = t.compute_loss
 
     def compute_loss(*args, **kwargs):
         if t.args.process_index == 1 and t.state.global_step == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         return stock(*args, **kwargs)
 
     t.compute_loss = compute_loss
+    return t
+
+
+def dies(folder):
+    """Rank 1 is killed in the middle of a step."""
+    t = signalled(folder, signal.SIGKILL)
     try:
         t.train()
     except RuntimeError as error:  # as the command line does
@@ -236,15 +258,7 @@ def bad_days(folder):
 
 def is_told_to_end(folder):
     """SIGTERM reaches rank 1 only."""
-    t = trainer(Path(folder), train_dataset=rows(32), max_steps=50)
-    stock = t.compute_loss
-
-    def compute_loss(*args, **kwargs):
-        if t.args.process_index == 1 and t.state.global_step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return stock(*args, **kwargs)
-
-    t.compute_loss = compute_loss
+    t = signalled(folder, signal.SIGTERM)
     code = 0
     try:
         t.train()

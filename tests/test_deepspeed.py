@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import ranks
 from one_process import compare
-from rank_cases import CASES, TAKEN_APART, model
+from rank_cases import CASES, TAKEN_APART
 
 pytestmark = [
     pytest.mark.slow,
@@ -19,19 +19,7 @@ OF = {"zero2": [*CASES], "zero3": [*CASES, *TAKEN_APART]}
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    """Folders of launches, each with the files of its cases; one launch an engine and world."""
-    done = {}
-
-    def of(engine, world):
-        if (engine, world) not in done:
-            folder = tmp_path_factory.mktemp(f"{engine}{world}")
-            model().save_pretrained(folder / "model")
-            code, said = ranks.launch(world, folder, *OF[engine], engine=engine, timeout=900)
-            assert code == 0, said[-6000:]
-            done[engine, world] = folder
-        return done[engine, world]
-
-    return of
+    return ranks.launches(tmp_path_factory, OF.get, timeout=900)
 
 
 @pytest.mark.parametrize("world", [2, 4])

@@ -9,7 +9,7 @@ import pytest
 import ranks
 import torch
 from one_process import compare
-from rank_cases import CASES, model
+from rank_cases import CASES
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from fastkto.loading import keep_float32_outputs
@@ -20,19 +20,7 @@ WORLDS = [("ddp", 2), ("fsdp2", 2), *FOUR]
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    """Folders of launches, each with the files of its cases; one launch an engine and world."""
-    done = {}
-
-    def of(engine, world):
-        if (engine, world) not in done:
-            folder = tmp_path_factory.mktemp(f"{engine}{world}")
-            model().save_pretrained(folder / "model")
-            code, said = ranks.launch(world, folder, *CASES, engine=engine)
-            assert code == 0, said[-4000:]
-            done[engine, world] = folder
-        return done[engine, world]
-
-    return of
+    return ranks.launches(tmp_path_factory, lambda engine: CASES)
 
 
 @pytest.mark.parametrize("case", CASES)

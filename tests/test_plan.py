@@ -12,7 +12,7 @@ from training import config, trainer
 
 from fastkto.errors import InputError
 from fastkto.footprint import GRADIENTS, HEAD, KEPT, OPTIMIZER, REFERENCE, WEIGHTS, WORK, Footprint
-from fastkto.plan import Model, Search, largest, peak_by_part, rows_of, total
+from fastkto.plan import Model, Search, largest, peak_by_part, process_bytes, rows_of, total
 
 LENGTHS = [(40, 90), (10, 150), (70, 30), (1, 60)]
 SIZES = {"hidden": 64, "layers": 3, "vocab": 1024}
@@ -102,6 +102,21 @@ def test_a_layer_keeps_its_input_and_the_vocabulary_nothing_beside_weights(tmp_p
     # weights, reference, gradient and two moments of the embedding and of the head
     assert large[WEIGHTS] - small[WEIGHTS] == 2 * (1 << 17) * 64 * 4
     assert large[HEAD] <= small[HEAD] + (8 << 20)
+
+
+def test_8_bit_states_are_bytes_whatever_the_weights_are(tmp_path):
+    half = Model(model().config, torch.bfloat16)
+    weights = sum(p.numel() for p in tiny_llama(**SIZES).parameters())
+    for known in (model(), half):
+        assert plan(tmp_path, known=known, optim="adamw_8bit")[OPTIMIZER] == 2 * weights
+    assert plan(tmp_path, known=half)[OPTIMIZER] == 2 * 2 * weights
+
+
+def test_what_a_process_needs_is_without_its_tensors():
+    before = process_bytes(torch.device("cpu"))
+    kept = torch.ones(64 << 20)
+    assert kept.sum() > 0
+    assert abs(process_bytes(torch.device("cpu")) - before) < 32 << 20
 
 
 def test_a_split_micro_batch_needs_less(tmp_path):

@@ -22,8 +22,8 @@ FIGURES = ("loss", "grad_norm", "kl", "num_tokens")
 class OnRequest(TrainerCallback):
     """Steps when asked to; an empty line ends the process."""
 
-    def __init__(self, answers: Any) -> None:
-        self.answers = answers
+    def __init__(self, answers: Any, device: str) -> None:
+        self.answers, self.device = answers, device
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Say that everything before the first step is done."""
@@ -33,39 +33,40 @@ class OnRequest(TrainerCallback):
         """Wait, then start the clocks."""
         if not sys.stdin.readline().strip():
             raise SystemExit
-        _wait()
+        self._wait()
         self.start, self.cpu = time.perf_counter(), time.process_time()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """Stop them."""
-        _wait()
+        self._wait()
         self.spent = {"wall": time.perf_counter() - self.start, "cpu": time.process_time() - self.cpu}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """Answer with the times, the peak memory up to here, and the step's figures."""
         if logs and "loss" in logs:
             figures = {name: logs.get(name) for name in FIGURES}
-            print(json.dumps({**self.spent, **figures, "peak_gib": peak_gib()}), file=self.answers, flush=True)
+            print(
+                json.dumps({**self.spent, **figures, "peak_gib": peak_gib(self.device)}), file=self.answers, flush=True
+            )
+
+    def _wait(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
 
 
-def peak_gib() -> float:
+def peak_gib(device: str) -> float:
     """Of the allocator on a GPU, of resident memory on a CPU."""
-    if torch.cuda.is_available():
+    if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def main() -> None:
     """Train; what the libraries print goes to stderr."""
     system, case = sys.argv[1], Case.from_json(Path(sys.argv[2]).read_text(encoding="utf-8"))
     answers, sys.stdout = sys.stdout, sys.stderr
-    build(system, case, OnRequest(answers)).train()
+    build(system, case, OnRequest(answers, case.device)).train()
 
 
 if __name__ == "__main__":
