@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from fastkto.config import KTOConfig
+from fastkto.config import KTOConfig, mixed_precision
 from fastkto.errors import InputError
 from fastkto.model import unwrap_peft
 from fastkto.packing import PackingCollator
@@ -34,7 +34,7 @@ def choose_collator(
         return padding
     model = unwrap_peft(forward.model)
     candidates = probe_rows(list(itertools.islice(rows, LOOKED_AT)), window_of(model.config), args.max_length)
-    with args.autocast(model.device):
+    with mixed_precision(args, model.device):
         reason = why_not_packed(forward, candidates, pad_token_id=pad_token_id, max_length=args.max_length, kl=kl)
     reason = _of_any_rank(reason)
     if reason is None:

@@ -137,11 +137,6 @@ class KTOConfig(TrainingArguments):
                 raise InputError("liger_kernel_config", kernels, "no fused_linear_cross_entropy", fix)
             self.liger_kernel_config = {**kernels, "fused_linear_cross_entropy": False}
 
-    def autocast(self, device: torch.device) -> torch.autocast:
-        """Mixed precision as the Trainer computes in it."""
-        dtype = torch.bfloat16 if self.bf16 else torch.float16
-        return torch.autocast(device.type, dtype, enabled=bool(self.bf16 or self.fp16))
-
     def _check(self) -> None:
         for name, allowed in (
             ("loss_type", LOSS_TYPES),
@@ -173,6 +168,12 @@ class KTOConfig(TrainingArguments):
                 "False with precompute_ref_log_probs=True: a reference that moves makes cached log-probs stale",
                 "Set one of the two to False.",
             )
+
+
+def mixed_precision(args: TrainingArguments, device: torch.device) -> torch.autocast:
+    """Autocast as the Trainer computes in it: `torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)`."""
+    dtype = torch.bfloat16 if args.bf16 else torch.float16
+    return torch.autocast(device.type, dtype, enabled=bool(args.bf16 or args.fp16))
 
 
 def _has_bf16() -> bool:

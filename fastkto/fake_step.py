@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from fastkto.backends import choose
 from fastkto.backends.base import Backend, HeadInputs, Wanted
-from fastkto.config import KTOConfig
+from fastkto.config import KTOConfig, mixed_precision
 from fastkto.footprint import GRADIENTS, HEAD, KEPT, Footprint
 from fastkto.head import module_token_stats
 from fastkto.model import evaluating, install_scorer, unwrap_peft
@@ -34,11 +34,11 @@ class FakeStep:
     def take(self, batch: Batch) -> None:
         """One micro-batch: afterwards only what outlives it is alive."""
         if not self.args.precompute_ref_log_probs:
-            with torch.no_grad(), self.args.autocast(self.args.device):
+            with torch.no_grad(), mixed_precision(self.args, self.args.device):
                 self._run_reference(batch)
         fused = self.forward.plain_head and forwards(self.forward, batch) == 1
         # what a forward with a graph makes mostly outlives it
-        with self.args.autocast(self.args.device), self.footprint.labelled(KEPT):
+        with mixed_precision(self.args, self.args.device), self.footprint.labelled(KEPT):
             loss = torch.stack(run(self.forward, batch, lambda scored: self._with_graph(scored, fused))).sum()
         loss.backward()  # type: ignore[no-untyped-call]
 
