@@ -6,9 +6,10 @@ TORCH  ?= torch==2.13.0
 PIP    := $(VENV)/bin/pip
 PY     := $(VENV)/bin/python
 JOBS   ?= 2
+GPU_OUT ?= benchmarks/results
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo demo-imbalanced test test-slow lint types floors pytest install sanitize faults compat bench hub gpu compile-table results package clean
+.PHONY: help demo demo-imbalanced test test-slow lint types floors pytest install sanitize faults compat bench hub gpu gpu-head gpu-tests compile-table results package clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -57,9 +58,13 @@ bench: $(VENV)/.dev $(VENV)/.demo  ## head, loss, step and growth beside the pee
 hub: $(VENV)/.dev  ## stage the Triton kernels for the kernel Hub in build/hub
 	$(PY) kernels/stage_hub.py build/hub
 
-gpu:  ## on a GPU machine, with the python3 that is there: GPU tests, then benchmarks into benchmarks/results/
-	PYTHONPATH=.:kernels:tests python3 -m pytest tests/gpu -q -p no:cacheprovider
-	PYTHONPATH=.:kernels python3 benchmarks/head_gpu.py --seconds 240
+gpu: gpu-head gpu-tests  ## on a GPU machine, with the python3 that is there: the head, checked and timed, then the GPU tests
+
+gpu-head:  ## results go to GPU_OUT
+	PYTHONPATH=.:kernels python3 benchmarks/head_gpu.py --seconds 240 --out $(GPU_OUT)
+
+gpu-tests:  ## in 8 processes: most of the time is the compiler's
+	PYTHONPATH=.:kernels:tests python3 -m pytest tests/gpu -q -n 8 -p no:cacheprovider
 
 compile-table: $(VENV)/.dev  ## registers, spills and shared memory of every kernel on every architecture (minutes)
 	$(PY) benchmarks/compile_table.py

@@ -6,7 +6,7 @@ python benchmarks/draw.py
 from typing import Any
 
 import matplotlib as mpl
-from render import HOLDS_A_REFERENCE, ROOT, newest
+from render import ROOT, clock_of, newest
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -18,7 +18,9 @@ NAMES = {
     "fastkto-cached": "fastkto,\ncached reference",
     "sft": "SFT,\nsame packed rows",
 }
+SECONDS = {"cpu": "CPU seconds", "wall": "seconds"}
 OURS, OTHERS = "#d95f02", "#999999"
+ABOVE: dict[str, Any] = {"textcoords": "offset points", "xytext": (0, 6), "ha": "right", "va": "bottom"}
 PARTS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::addmm_"),
     "attention": ("scaled_dot_product",),
@@ -32,25 +34,25 @@ def cost() -> None:
     against_trl, price = newest("step"), newest("price")
     seconds, memory = {}, {}
     for result in (price, against_trl):  # the later one has fastkto and TRL side by side
-        scale = against_trl["summary"]["fastkto"]["wall_seconds"]
+        scale = against_trl["summary"]["fastkto"][f"{clock_of(against_trl)}_seconds"]
         for system, figures in result["summary"].items():
             seconds[system] = scale * figures["times_as_long"]
             memory[system] = figures["peak_gib"]
-    memory[HOLDS_A_REFERENCE] = 0.0
     systems = [system for system in NAMES if system in seconds]
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.2), layout="constrained")
-    for axis, values, unit in ((axes[0], seconds, "seconds a step"), (axes[1], memory, "GiB at the peak")):
+    unit = f"{SECONDS[clock_of(against_trl)]} a step"
+    for axis, values, label in ((axes[0], seconds, unit), (axes[1], memory, "GiB at the peak")):
         colours = [OURS if system.startswith("fastkto") else OTHERS for system in systems]
         bars = axis.barh([NAMES[system] for system in systems], [values[system] for system in systems], color=colours)
-        axis.bar_label(bars, fmt=lambda value: f"{value:.1f}" if value else "not measured", padding=3)
+        axis.bar_label(bars, fmt="{:.1f}", padding=3)
         axis.invert_yaxis()
         axis.margins(x=0.15)
-        axis.set_xlabel(unit)
+        axis.set_xlabel(label)
         axis.spines[["top", "right"]].set_visible(False)
     axes[1].set_yticklabels([])
     rows = f"{against_trl['batch']} rows of up to {against_trl['max_length']} tokens"
     figure.suptitle(
-        f"One KTO step: {rows}, SmolLM2-135M, float32\n{_where(against_trl)}; seconds: ratios at fastkto's median",
+        f"One KTO step: {rows}, SmolLM2-135M, float32\n{_where(against_trl)}; times: ratios at fastkto's median",
         fontsize=10,
     )
     figure.savefig(ROOT / "docs" / "cost.png", dpi=130)
@@ -64,18 +66,20 @@ def growth() -> None:
         colour = OURS if system == "fastkto" else OTHERS
         points = _axis(scaling, "max_length", system)
         left.plot(*zip(*((x, found["peak_gib"]) for x, found in points), strict=True), "o-", color=colour)
-        left.annotate(NAMES[system], (points[-1][0], points[-1][1]["peak_gib"]), ha="right", va="bottom")
+        left.annotate(NAMES[system], (points[-1][0], points[-1][1]["peak_gib"]), **ABOVE)
         batches = [
             (x, x * scaling["points"][0]["max_length"] / y["wall_seconds"]) for x, y in _axis(scaling, "batch", system)
         ]
         middle.plot(*zip(*batches, strict=True), "o-", color=colour)
-        middle.annotate(NAMES[system], batches[-1], ha="right", va="bottom")
+        middle.annotate(NAMES[system], batches[-1], **ABOVE)
     left.set(xlabel="tokens a row", ylabel="GiB at the peak", ylim=(0, None))
     middle.set(xlabel="rows a batch", ylabel="tokens a second", ylim=(0, None))
     shares = parts_of(floor["profile"])
     right.barh(list(shares), list(shares.values()), color=OURS)
     right.invert_yaxis()
     right.set_xlabel("% of a step")
+    for axis in (left, middle):
+        axis.margins(y=0.15)
     for axis in (left, middle, right):
         axis.spines[["top", "right"]].set_visible(False)
     first = scaling["points"][0]

@@ -9,12 +9,13 @@ not timed. Also the counted price of KTO over plain fine-tuning of the same batc
 
 import json
 import statistics
+import tempfile
 import time
 from typing import Any
 
 import torch
 from counts import PASSES, flops, linear_shapes
-from rows import arguments, case_of, settings
+from rows import ON_CPU, arguments, case_of, settings
 from transformers import TrainerCallback
 
 from fastkto.bench.machine import machine
@@ -64,7 +65,8 @@ def main() -> None:
     """Print the floor and the profile."""
     options = arguments(__doc__, steps=5).parse_args()
     watch = Watch(options.steps)
-    trainer: Any = build("fastkto", case_of(options), watch)
+    folder = tempfile.TemporaryDirectory(prefix="fastkto-bench-")
+    trainer: Any = build("fastkto", case_of(options, ON_CPU), watch, folder.name)
     compute_loss = trainer.compute_loss
 
     def noted(model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -96,7 +98,7 @@ def main() -> None:
         print(f"  {name:50} {seconds:7.2f} s {seconds / total:6.1%} {count:6} calls")
     if options.output:
         result = {
-            **machine(),
+            **machine("cpu", options.threads),
             **settings(options),
             "rate": rate,
             "rates": watch.rates[-1],

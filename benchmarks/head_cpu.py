@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    report: dict[str, Any] = {**machine(), "clock": options.clock, "rounds": options.rounds, "shapes": {}}
+    report: dict[str, Any] = {**machine("cpu"), "clock": options.clock, "rounds": options.rounds, "shapes": {}}
     for shape in options.shapes:
         result = report["shapes"][shape] = run(shape, options.rounds, CLOCKS[options.clock])
         print(f"\nN,D,V = {shape}")

@@ -20,6 +20,8 @@ from typing import Any
 import fastkto_kernels as fk
 import torch
 
+from fastkto.bench.machine import machine
+
 SHAPES = {
     "8b": (16384, 4096, 128256),
     "qwen8b": (8192, 4096, 151936),
@@ -88,11 +90,12 @@ def check(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, rou
     return result
 
 
-def ours(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, route: str | None) -> dict[str, Callable]:
+def ours(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, route: str | None, tag: str
+) -> dict[str, Callable]:
     """No-grad stream, frozen W, trained W by blocks of rows (6 NDV), trained W by recompute (8 NDV)."""
     plan = None if route is None else fk.plan_for(fk.arch_of(hidden.device), hidden.dtype, hidden.shape[1], route)
     head, grad = fk.Head(hidden, weight, targets, plan=plan), torch.ones(hidden.shape[0], device="cuda")
-    tag = route or "table"
 
     def blocks() -> None:
         positions = fk.kept_positions(head, 1 << 30)
@@ -234,12 +237,15 @@ def one_shape(name: str, seconds: float, repeats: int) -> dict[str, Any]:
     """Check, then time, one of `SHAPES`."""
     n, d, v = SHAPES[name]
     hidden, weight, targets = inputs(n, d, v)
+    wide = weight.float()  # as under autocast, which is KTOConfig's default: cast slab by slab
     checks = {route or "table": check(hidden, weight, targets, route) for route in (None, "fused", "fold")}
+    checks["table, float32 weights"] = check(hidden, wide, targets, None)
     torch.cuda.empty_cache()
     others, absent = peers(hidden, weight, targets)
     cases = gemms(hidden, weight)
     for route in ("fused", "fold"):
-        cases |= ours(hidden, weight, targets, route)
+        cases |= ours(hidden, weight, targets, route, route)
+    cases |= ours(hidden, wide, targets, None, "float32 weights,")
     results = measure(cases | others, seconds, repeats)
     plan = fk.plan_for(fk.arch_of(hidden.device), hidden.dtype, d)
     for case in results.values():
@@ -260,7 +266,7 @@ def main() -> None:
     device = torch.cuda.get_device_name().replace(" ", "-")
     path = arguments.out / f"{device}_{datetime.datetime.now(datetime.UTC):%Y-%m-%d}.json"
     arguments.out.mkdir(parents=True, exist_ok=True)
-    report: dict[str, Any] = {"device": device, "torch": torch.__version__, "shapes": {}}
+    report: dict[str, Any] = {**machine("cuda"), "shapes": {}}
     for name in arguments.shapes:
         report["shapes"][name] = shape = one_shape(name, arguments.seconds / len(arguments.shapes), arguments.repeats)
         path.write_text(json.dumps(report, indent=1) + "\n")

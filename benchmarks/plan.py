@@ -2,9 +2,9 @@
 
     python benchmarks/plan.py [--output FILE] [--again FILE]
 
-Each case is a process of its own that takes two steps; the plan is made from the config before. On a CPU the measured
-peak is resident memory, so the prediction has what the process itself needs in it. `--again` predicts anew what is
-compared with the measurements of an earlier result.
+Each case is a process of its own that takes two steps on the CPU; the plan is made from the config before. The
+measured peak is resident memory, so the prediction has what the process itself needs in it. `--again` predicts
+anew what is compared with the measurements of an earlier result.
 """
 
 import argparse
@@ -62,8 +62,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     cases: list[dict[str, Any]] = []
-    before = json.loads(options.again.read_text(encoding="utf-8"))["cases"] if options.again else []
-    known = {tuple(case[name] for name in WHAT): case["measured_gib"] for case in before}
+    before = json.loads(options.again.read_text(encoding="utf-8")) if options.again else {"cases": []}
+    known = {tuple(case[name] for name in WHAT): case["measured_gib"] for case in before["cases"]}
     process = process_bytes(torch.device("cpu"))  # before anything else is in this one
     with tempfile.TemporaryDirectory(prefix="fastkto-bench-") as folder:
         models = {"48M": random_model(Path(folder), **MEDIUM), "135M": str(DEMO_MODEL)}
@@ -82,7 +82,10 @@ def main() -> None:
     worst = max(cases, key=lambda case: abs(case["error"]))
     print(f"{len(cases)} cases, the worst {worst['error']:+.1%}")
     if options.output:
-        result = {**machine(), "batch": BATCH, "worst": worst["error"], "cases": cases}
+        about = machine("cpu", options.threads)
+        measured_on = before.get("measured_on") or before if options.again else about
+        about["measured_on"] = {name: measured_on[name] for name in ("date", "device", "commit", "versions")}
+        result = {**about, "batch": BATCH, "worst": worst["error"], "cases": cases}
         options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

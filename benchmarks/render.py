@@ -12,8 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-HOLDS_A_REFERENCE = "sft"
-"""In the results of 2026-11-22: its process held one that it did not use, so its memory is not shown."""
+CLOCKS = {"cpu": "CPU time", "wall": "time"}
 BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results:\2 -->)", re.DOTALL)
 
 
@@ -21,6 +20,11 @@ def newest(kind: str) -> dict[str, Any]:
     """The latest result of a kind: `<kind>_<device>_<date>.json`."""
     files = sorted(RESULTS.glob(f"{kind}_*.json"), key=lambda path: path.stem.rpartition("_")[2])
     return json.loads(files[-1].read_text(encoding="utf-8"))
+
+
+def clock_of(result: dict[str, Any]) -> str:
+    """What a result's ratios are of; the first ones do not say, and are of CPU seconds."""
+    return str(result.get("clock", "cpu"))
 
 
 def demo() -> str:
@@ -56,10 +60,12 @@ def demo() -> str:
 
 def step() -> str:
     """One optimizer step against TRL and against plain fine-tuning."""
-    against_trl, price, floor, larger = (newest(kind) for kind in ("step", "price", "floor", "step-batch-16"))
+    against_trl, price, floor, same = (newest(kind) for kind in ("step", "price", "floor", "same-shapes"))
+    larger, compact = newest("step-batch-16"), newest("step-batch-16-compact")
     ours, steps = against_trl["summary"]["fastkto"], len(against_trl["steps"]["trl"])
     lines = [
-        f"| a step of {against_trl['batch']} rows of up to {against_trl['max_length']} tokens | time | peak memory |",
+        f"| a step of {against_trl['batch']} rows of up to {against_trl['max_length']} tokens "
+        f"| {CLOCKS[clock_of(against_trl)]} | peak memory |",
         "|---|---:|---:|",
     ]
     names = {"trl": "TRL 1.16", "trl-compact": "TRL 1.16, scoring completions only as it does on CUDA"}
@@ -72,18 +78,45 @@ def step() -> str:
     names = {"fastkto-cached": "fastkto, reference cached", "sft": "plain fine-tuning (SFT) on the same packed rows"}
     for system, name in names.items():
         time, peak = price["summary"][system]["times_as_long"], price["summary"][system]["peak_gib"]
-        size = "" if system == HOLDS_A_REFERENCE else f"{peak / memory:.2f}× ({peak:.1f} GiB) "
-        lines.append(f"| {name} | {time:.2f}× | {size}|")
+        lines.append(f"| {name} | {time:.2f}× | {peak / memory:.2f}× ({peak:.1f} GiB) |")
     lines += [
         "",
         "SmolLM2-135M, float32, a second live model as the reference, gradient checkpointing, AdamW included, on "
         f"{against_trl['device']}, {against_trl['date'][:10]}: medians of {steps} steps of one interleaved run whose "
         "losses and gradient norms are equal, each system in a process of its own. "
-        f"With {larger['batch']} rows TRL takes {larger['summary']['trl']['times_as_long']:.1f}× the time and "
-        f"{larger['summary']['trl']['peak_gib'] / larger['summary']['fastkto']['peak_gib']:.1f}× the memory. "
+        f"With {larger['batch']} rows TRL takes {_beside(larger, 'trl')}, and {_beside(compact, 'trl-compact')} where "
+        "it scores completions only. Rows of the committed lengths give TRL's ratio "
+        f"{same['ratios']['made up'] / same['ratios']['real'] - 1:+.0%} from that of the real rows. "
         f"{floor['share']:.0%} of fastkto's step is what its matrix products and attention take at the best rate that "
         "`torch.mm` reaches there.",
     ]
+    return "\n".join(lines) + "\n"
+
+
+def _beside(result: dict[str, Any], system: str) -> str:
+    theirs, ours = result["summary"][system], result["summary"]["fastkto"]
+    memory = theirs["peak_gib"] / ours["peak_gib"]
+    return f"{theirs['times_as_long']:.1f}× the {CLOCKS[clock_of(result)]} and {memory:.1f}× the memory"
+
+
+def room() -> str:
+    """The longest rows in so much memory, and how far the plan's predictions are off."""
+    context, plan = newest("context"), newest("plan")
+    names = {"trl": "TRL 1.16", "fastkto": "**fastkto**"}
+    lines = [
+        f"| the longest rows that train in {context['memory_gib']:.0f} GiB, {context['batch']} a batch | tokens |",
+        "|---|---:|",
+        *(f"| {names[system]} | {context['longest'][system]} |" for system in names),
+        f"| what `fastkto plan` believed of fastkto | {context['planned']} |",
+        "",
+    ]
+    errors = [case["error"] for case in plan["cases"]]
+    lines.append(
+        f"Model: {context['model']}, float32, all weights trained, a live reference; on {context['device']}, "
+        f"{context['date'][:10]}, resident memory with that of the process itself in it. The peak that `fastkto plan` "
+        f"predicts was {min(errors):+.1%} to {max(errors):+.1%} from the measured one in {len(errors)} cases that it "
+        "was not fitted to."
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -130,7 +163,7 @@ def hosts() -> str:
     return "\n".join(lines) + "\n"
 
 
-SECTIONS = {"demo": demo, "step": step, "head": head, "hosts": hosts}
+SECTIONS = {"demo": demo, "step": step, "room": room, "head": head, "hosts": hosts}
 
 
 def render(text: str) -> str:

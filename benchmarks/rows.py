@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from fastkto.bench.case import Case
+from fastkto.bench.machine import here
 
 ROOT = Path(__file__).parents[1]
 LENGTHS = Path(__file__).with_name("lengths.json")
+ON_CPU = {"device": "cpu", "bf16": False}
 DEMO_MODEL = ROOT / ".cache" / "SmolLM2-135M-Instruct-from-Q4_1"
 
 
@@ -34,14 +36,15 @@ def arguments(description: str | None, **defaults: Any) -> argparse.ArgumentPars
     return parser
 
 
-def case_of(options: argparse.Namespace) -> Case:
-    """The case that these options name."""
+def case_of(options: argparse.Namespace, where: dict[str, Any] | None = None) -> Case:
+    """The case that these options name, on the GPU if there is one, or where it is said."""
     return Case(
         **{name: getattr(options, name) for name in ("model", "batch", "max_length", "steps", "learning_rate")},
         rows=[] if options.data is None else of_file(options.data),
         lengths=[] if options.data is not None else committed_lengths(),
         threads=options.threads,
         seed=options.seed,
+        **(where or here()),
     )
 
 

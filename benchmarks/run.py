@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from rows import DEMO_MODEL, ROOT
 
-from fastkto.bench.machine import machine
+from fastkto.bench.machine import here, machine
 
 HERE = Path(__file__).parent
 SHAPE = "1024,576,49152"
@@ -74,7 +74,7 @@ def main() -> None:
     if not DEMO_MODEL.is_dir():
         sys.exit(f"the model of the step is {DEMO_MODEL}: make it with `make demo`")
     found: dict[str, float] = {}
-    about = machine()
+    about = machine(here()["device"])
     folder = runs / about["date"].replace(":", "")
     folder.mkdir(parents=True)
     for subject, command in commands(folder).items():
@@ -86,6 +86,8 @@ def main() -> None:
     (folder / "figures.json").write_text(json.dumps(this, indent=1) + "\n", encoding="utf-8")
     kept = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(runs.glob("*/figures.json"))]
     same = [run for run in kept if (run["commit"], run["device"]) == (this["commit"], this["device"])]
+    if str(this["commit"]).endswith("-dirty"):  # of which there may be several
+        same = [this]
     print(f"\n{len(same)} runs of {this['commit']} on {this['device']}:")
     for name in found:
         values = [run["figures"][name] for run in same if name in run["figures"]]

@@ -37,7 +37,8 @@ def main() -> None:
     print(f"TRL / fastkto: {ratios['real']:.3f} on real rows, {ratios['made up']:.3f} on made-up ones, ", end="")
     print(f"{ratios['made up'] / ratios['real'] - 1:+.1%}")
     if options.output:
-        result = {**machine(), **settings(options), "data": file.name, "ratios": ratios, "steps": steps}
+        about = {**machine(real.device, options.threads), **settings(options), "data": file.name}
+        result = {**about, "ratios": ratios, "steps": steps}
         options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

@@ -19,7 +19,7 @@ from rows import DEMO_MODEL
 
 from fastkto.bench.case import Case, full_length
 from fastkto.bench.compare import measure, summary
-from fastkto.bench.machine import machine
+from fastkto.bench.machine import here, machine
 from fastkto.bench.systems import SYSTEMS
 
 AXES = {
@@ -45,6 +45,7 @@ def measure_point(point: dict[str, int], systems: list[str], steps: int, threads
             lengths=full_length(point["batch"], point["max_length"], steps),
             steps=steps,
             threads=threads,
+            **here(),
         )
         found = summary(measure({system: (system, case) for system in systems}))
     return {system: {name: found[system][name] for name in ("wall_seconds", "peak_gib")} for system in systems}
@@ -94,7 +95,8 @@ def main() -> None:
             print(f"{system:8} {each}, r {fit['r']:.3f}")
     if options.output:
         measured = [{**json.loads(key), "systems": found} for key, found in known.items()]
-        result = {**machine(), "steps": options.steps, "points": measured, "slopes": fitted}
+        about = {**machine(here()["device"], options.threads), "steps": options.steps}
+        result = {**about, "points": measured, "slopes": fitted}
         options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

@@ -12,11 +12,12 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from typing import Any
 
 import torch
-from rows import arguments, case_of, settings
+from rows import ON_CPU, arguments, case_of, settings
 from transformers import TrainerCallback
 
 from fastkto.bench.machine import machine
@@ -82,8 +83,9 @@ WAYS = {"joint graph": joint_graph, "z0 first": z0_first}
 def work(options: argparse.Namespace) -> None:
     """One way, in this process."""
     torch.set_num_threads(options.threads)
-    setting = Setting(case_of(options), TrainerCallback())
-    rows = setting.tokenised().select(range(options.batch)).to_list()
+    with tempfile.TemporaryDirectory(prefix="fastkto-bench-") as folder:
+        setting = Setting(case_of(options, ON_CPU), TrainerCallback(), folder)
+        rows = setting.tokenised().select(range(options.batch)).to_list()
     model = setting.model.train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     install_scorer(model)
@@ -119,8 +121,8 @@ def main() -> None:
     for name in ("loss", "grad_norm"):
         assert abs(joint[name] - first[name]) <= 1e-4 * abs(joint[name]), name
     if options.output:
-        figures = {**settings(options), "max_tokens": options.max_tokens, "ways": ways}
-        options.output.write_text(json.dumps({**machine(), **figures}, indent=1) + "\n", encoding="utf-8")
+        about = {**machine("cpu", options.threads), **settings(options), "max_tokens": options.max_tokens}
+        options.output.write_text(json.dumps({**about, "ways": ways}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
     python benchmarks/step.py [--model DIR_OR_ID] [--data FILE] [--batch 8] [--steps 4] [--systems fastkto trl]
 
 Each system is a process of its own, so that its peak resident memory is its own; steps alternate, so that drift
-cancels; the first step of each is dropped. The reference is a second live model, gradient checkpointing is on, AdamW
-steps. `trl-compact` scores completion positions only, as TRL does on CUDA; TRL as shipped scores all of them on a CPU.
-`--systems fastkto fastkto-cached sft trl-sft` is the price of KTO over plain fine-tuning on the same completions.
+cancels; the first step of each is dropped. Ratios of times are of CPU seconds on a CPU, of wall time on a GPU. The
+reference is a second live model, gradient checkpointing is on, AdamW steps. `trl-compact` scores completion positions
+only, as TRL does on CUDA; TRL as shipped scores all of them on a CPU. `--systems fastkto fastkto-cached sft trl-sft` is
+the price of KTO over plain fine-tuning on the same completions.
 """
 
 import json
@@ -25,11 +26,13 @@ def main() -> None:
     case = case_of(options)
     cases = {system: (system, case) for system in options.systems}
     steps = measure(cases, progress=lambda line: print(line, file=sys.stderr))
-    table = summary(steps, clock="cpu")
+    clock = "wall" if case.device == "cuda" else "cpu"
+    table = summary(steps, clock)
     for system, figures in table.items():
         print(f"{system:15} " + "  ".join(f"{name} {value:.3g}" for name, value in figures.items()))
     if options.output:
-        result = {**machine(), **settings(options), "summary": table, "steps": steps}
+        about = {**machine(case.device, options.threads), **settings(options), "clock": clock}
+        result = {**about, "summary": table, "steps": steps}
         options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 

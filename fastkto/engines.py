@@ -1,6 +1,7 @@
-"""Engines that keep a part of each weight on each rank, FSDP and DeepSpeed's ZeRO-3: what runs before and beside them.
+"""Engines: which are refused, and what runs before and beside those that keep a part of each weight on each rank.
 
-They gather weights in collectives of every forward, so all ranks have to run as many forwards as any of them.
+FSDP and DeepSpeed's ZeRO-3 gather weights in collectives of every forward, so all ranks have to run as many forwards
+as any of them.
 """
 
 from collections.abc import Iterator
@@ -9,6 +10,15 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from fastkto.errors import InputError
+
+
+def refuse_data_parallel(args: Any) -> None:
+    """The Trainer puts a model on several GPUs of one process into `nn.DataParallel`, which would cut batches apart."""
+    if args.n_gpu > 1:
+        fix = "Start with `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES to one."
+        raise InputError("GPUs visible to one process", args.n_gpu, "1: nn.DataParallel is not supported", fix)
 
 
 def shards(accelerator: Any) -> bool:

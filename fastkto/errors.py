@@ -25,6 +25,10 @@ class MissingExtra(ImportError):
         )
 
 
+class ProcessFailed(RuntimeError):
+    """Another process ended, or answered what it should not have: its name and its last words."""
+
+
 def require(package: str, extra: str) -> ModuleType:
     """Import an optional package, or raise `MissingExtra` with the command that installs it."""
     try:

@@ -117,7 +117,7 @@ def figures(sums: Sums) -> dict[str, float]:
     `saturated`: share of rows whose gradient weight sigmoid(u) * sigmoid(-u) is below a tenth of its maximum.
     `num_tokens`: tokens of the target stream since the last line.
     """
-    s: Any = Sums(*(x.item() for x in sums))  # type: ignore[arg-type]
+    s: Any = Sums(*torch.stack(sums).tolist())  # one wait for all of them
     if not s.steps:  # every one was left out (on_nonfinite="skip")
         return {"num_tokens": 0.0}
     rows, tokens = s.desirable + s.undesirable, s.tokens_desirable + s.tokens_undesirable

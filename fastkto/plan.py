@@ -11,11 +11,12 @@ from torch.utils._pytree import tree_map_only
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from fastkto import heap
+from fastkto.attention import CannotPack
 from fastkto.config import KTOConfig
 from fastkto.engines import shards
 from fastkto.errors import InputError
 from fastkto.fake_step import FakeStep
-from fastkto.footprint import OPTIMIZER, PARTS, REFERENCE, WEIGHTS, Footprint
+from fastkto.footprint import GRADIENTS, OPTIMIZER, PARTS, REFERENCE, WEIGHTS, Footprint
 from fastkto.loading import policy_and_reference
 from fastkto.model import is_peft_model, unwrap_peft
 from fastkto.packing import PackingCollator
@@ -62,19 +63,38 @@ class Model(NamedTuple):
         return cls(base.config, base.dtype, adapter, remote)
 
 
-def peak_by_part(model: Model, args: KTOConfig, lengths: Sequence[tuple[int, int]]) -> dict[str, int]:
+def peak_by_part(
+    model: Model, args: KTOConfig, lengths: Sequence[tuple[int, int]], *, ddp: bool = False
+) -> dict[str, int]:
     """Bytes by part at the peak of a training step, the second or a later one, on rows of these lengths.
 
-    `{part: bytes}` of `PARTS`, in a process of its own; what the process needs beside its tensors is not in it.
+    `{part: bytes}` of `PARTS`, in a process of its own; what the process needs beside its tensors is not in it. Packed,
+    unless the model says at once that it cannot be.
 
     Args:
         model: its config, dtype and adapter; no weights are read.
         args: of the training; `per_device_train_batch_size` is not used.
         lengths: (prompt tokens, completion tokens) of each row of a micro-batch.
+        ddp: several processes, each with all weights: its buckets are a second copy of the gradients.
 
     Raises:
-        ValueError: for an optimizer whose state is not known.
+        ValueError: for an optimizer whose state is not known, sharded weights, or activations that are offloaded.
     """
+    for name in ("fsdp", "deepspeed", "activation_offloading"):
+        if getattr(args, name):
+            fix = "Leave it out: an upper bound is what it needs without."
+            raise InputError(name, getattr(args, name), "nothing: what it moves off the device is not known here", fix)
+    if args.packing is not False:
+        try:
+            return _peak_by_part(model, args, _batch(args, lengths, packed=True), ddp)
+        except CannotPack as error:
+            if args.packing:
+                fix = "Leave packing unset to train padded, which is as correct and slower."
+                raise InputError("packing", True, f"a model that can run packed, but {error}", fix) from error
+    return _peak_by_part(model, args, _batch(args, lengths, packed=False), ddp)
+
+
+def _peak_by_part(model: Model, args: KTOConfig, batch: dict[str, Any], ddp: bool) -> dict[str, int]:
     from torch._subclasses.fake_tensor import FakeTensorMode  # of torch's own: only a plan shall depend on it
 
     values, width = _state(args.optim)
@@ -84,7 +104,7 @@ def peak_by_part(model: Model, args: KTOConfig, lengths: Sequence[tuple[int, int
         )
         policy, reference = policy_and_reference(policy, None, args, model.peft_config)
     holes = HOLES_PER_WORK if args.device.type == "cpu" else 0.0
-    with FakeTensorMode() as fake, Footprint(holes) as footprint:
+    with FakeTensorMode(), Footprint(holes) as footprint:
         for each, label in ((policy, WEIGHTS), (reference, REFERENCE)):
             if each is not None:
                 with footprint.labelled(label):
@@ -98,11 +118,13 @@ def peak_by_part(model: Model, args: KTOConfig, lengths: Sequence[tuple[int, int
         with footprint.labelled(OPTIMIZER):
             sizes = [values * p.numel() * (width or p.element_size()) for p in trained]
             states = [torch.empty(size, dtype=torch.uint8) for size in sizes]
-        batch = tree_map_only(torch.Tensor, fake.from_tensor, _batch(args, lengths))
+        with footprint.labelled(GRADIENTS):
+            buckets = [torch.empty_like(p) for p in trained if ddp]
+        batch = tree_map_only(torch.Tensor, lambda x: torch.empty(x.shape, dtype=x.dtype, device=args.device), batch)
         step = FakeStep(policy, reference, args, footprint)
         for _ in range(min(2, args.gradient_accumulation_steps)):
             step.take(batch)
-        del states
+        del states, buckets
     return {part: footprint.at_peak[part] for part in PARTS}
 
 
@@ -114,14 +136,14 @@ def total(parts: dict[str, int]) -> int:
 class Search:
     """What fits in so many bytes, of a model and the arguments of its training; a step is looked at once."""
 
-    def __init__(self, model: Model, args: KTOConfig) -> None:
-        self.model, self.args = model, args
+    def __init__(self, model: Model, args: KTOConfig, *, ddp: bool = False) -> None:
+        self.model, self.args, self.ddp = model, args, ddp
         self._known: dict[tuple[int, int], dict[str, int]] = {}
 
     def parts(self, rows: int, length: int) -> dict[str, int]:
         """`peak_by_part` of `rows_of` so many rows of that length."""
         if (rows, length) not in self._known:
-            self._known[rows, length] = peak_by_part(self.model, self.args, rows_of(rows, length))
+            self._known[rows, length] = peak_by_part(self.model, self.args, rows_of(rows, length), ddp=self.ddp)
         return self._known[rows, length]
 
     def longest(self, rows: int, length: int, room: int) -> int | None:
@@ -150,10 +172,10 @@ def what_fits(policy: Any, args: KTOConfig, accelerator: Any) -> str:
     memory, rows = device_bytes(args.device), args.per_device_train_batch_size
     room = memory - process_bytes(args.device)
     try:
-        search = Search(Model.of(policy), args)
+        search = Search(Model.of(policy), args, ddp=accelerator.num_processes > 1)
         length = search.longest(rows, args.max_length, room)
         most = search.most_rows(rows, args.max_length, room)
-    except InputError as error:
+    except Exception as error:  # nothing may take the place of what ran out of memory
         return f"(`fastkto plan` cannot tell what fits: {error})"
     found = [f"max_length={length} with {rows} rows"] if length else []
     found += [f"{most} rows of max_length={args.max_length}"] if most else []
@@ -254,13 +276,13 @@ def _materialise(model: torch.nn.Module, device: torch.device) -> None:
             kind.update({name: new(x) for name, x in kind.items() if isinstance(x, torch.Tensor)})
 
 
-def _batch(args: KTOConfig, lengths: Sequence[tuple[int, int]]) -> dict[str, Any]:
+def _batch(args: KTOConfig, lengths: Sequence[tuple[int, int]], *, packed: bool) -> dict[str, Any]:
     """A batch of these rows, every prompt its own, as the collator makes it."""
     kl = args.loss_type == "kto"
     rows = [
         {"prompt_ids": [i] * prompt, "completion_ids": [i] * completion, "label": i % 2 == 0}
         for i, (prompt, completion) in enumerate(lengths)
     ]
-    if args.packing is False:
-        return PaddingCollator(0, None, kl=kl)(rows)  # type: ignore[return-value]
-    return PackingCollator(None, kl=kl, max_tokens=args.max_tokens_per_forward)(rows)
+    if packed:
+        return PackingCollator(None, kl=kl, max_tokens=args.max_tokens_per_forward)(rows)
+    return PaddingCollator(0, None, kl=kl)(rows)  # type: ignore[return-value]

@@ -170,7 +170,7 @@ class Reference:
         logps = self.cache.get(batch[f"{prefix}row_keys"])
         if any(logp is None for logp in logps):
             return None
-        return torch.tensor(logps, dtype=torch.float64, device=batch["label"].device)
+        return torch.tensor(logps, dtype=torch.float64).to(batch["label"].device, non_blocking=True)
 
     def _compute(self, batch: Batch) -> dict[str, torch.Tensor]:
         if self.policy_moved and self.model is None and not is_peft_model(self.policy):

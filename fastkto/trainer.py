@@ -15,7 +15,7 @@ from fastkto.callbacks import CollapseWatch, LogAtCheckpoint, MetricsFile, Movin
 from fastkto.checkpoints import check_fits, checkpoint_folder, written_to_its_end
 from fastkto.config import KTOConfig
 from fastkto.disk import no_folder_left
-from fastkto.engines import prepare_frozen, running, shards
+from fastkto.engines import prepare_frozen, refuse_data_parallel, running, shards
 from fastkto.errors import InputError
 from fastkto.evaluation import Evaluation
 from fastkto.finite import FiniteWatch
@@ -94,9 +94,7 @@ class KTOTrainer(Evaluation):
             raise InputError("train_dataset", None, "a dataset of feedback rows", "Pass one; `fastkto data` shows it.")
         if ref_model is not None:
             check_reference(ref_model, model)
-        if args.n_gpu > 1:
-            fix = "Start with `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES to one."
-            raise InputError("GPUs visible to one process", args.n_gpu, "1: nn.DataParallel is not supported", fix)
+        refuse_data_parallel(args)
         choose(args.head_backend, args.device)
         set_seed(args.seed)
         source = model if isinstance(model, str) else None
@@ -113,6 +111,7 @@ class KTOTrainer(Evaluation):
         evals = self._prepare_eval(eval_dataset, args)
         accelerator_config: Any = args.accelerator_config
         accelerator_config.dispatch_batches = False  # it cuts and joins batches by rows, which ours do not survive
+        accelerator_config.non_blocking = args.dataloader_pin_memory  # a copy then does not wait for the step before it
 
         model, reference_model = policy_and_reference(model, ref_model, args, peft_config, source)
         self.settings = settings

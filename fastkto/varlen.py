@@ -9,18 +9,23 @@ from torch.nn.attention.varlen import varlen_attn
 from fastkto.layout import Layout
 from fastkto.segments import Scores
 
-# torch 2.11 lacks some of them
-_HAS_ALL = {"scale", "window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys()
+_TAKES = inspect.signature(varlen_attn).parameters.keys()
+SERVES = {"scale", "window_size"} <= _TAKES
+"""Whether this torch's kernel has what we need of it."""
+_GROUPS = "enable_gqa" in _TAKES  # not in torch 2.11, where every query head needs a key head of its own
+
+
+def serves(device: torch.device) -> bool:
+    """Whether the kernel runs there, in half precision."""
+    return SERVES and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def applies(query: torch.Tensor, value: torch.Tensor, scores: Scores) -> bool:
     """Whether the kernel takes these tensors and computes these scores."""
     width = query.shape[-1]
     return (
-        _HAS_ALL
-        and query.is_cuda
-        and query.dtype in (torch.bfloat16, torch.float16)
-        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+        query.dtype in (torch.bfloat16, torch.float16)
+        and serves(query.device)
         and width == value.shape[-1]
         and width % 8 == 0
         and width <= 256
@@ -47,6 +52,12 @@ def attend(
             torch.cat([x, y], dim=2).index_select(2, layout.kl_key_index)
             for x, y in zip(targets, (key, value), strict=True)
         )
+    groups = query.shape[1] // key.shape[1]
+    more: dict[str, Any] = {}
+    if _GROUPS:
+        more["enable_gqa"] = groups > 1
+    elif groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     q_TJD, k_THD, v_THD = (x[0].transpose(0, 1) for x in (query, key, value))
     out_TJD: Any = varlen_attn(
         q_TJD,
@@ -58,7 +69,7 @@ def attend(
         max(key_lengths),
         scale=scores.scaling,
         window_size=(-1 if scores.window is None else scores.window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **more,
     )
     result: torch.Tensor = out_TJD.transpose(0, 1)[None]
     return result

@@ -225,7 +225,7 @@ def test_what_has_no_effect_is_taken():
     assert torch.equal(packed(qkv, layout, Scores()), packed(qkv, layout, Scores(), **kwargs))
 
 
-def flash_like(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
+def flash_like(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa=False):
     """What `varlen_attn` is documented to do, on any device: the last query of a row is aligned with its last key."""
     assert query.ndim == key.ndim == value.ndim == 3
     assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
@@ -249,9 +249,11 @@ def flash_like(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, wi
 
 
 @pytest.mark.parametrize("scores", [s for s in SCORES if s.softcap is None], ids=str)
-@pytest.mark.parametrize("kv_heads", [1, 4])
-def test_what_the_cuda_kernel_is_asked(scores, kv_heads, monkeypatch):
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("groups", [True, False], ids=["", "without enable_gqa"])
+def test_what_the_cuda_kernel_is_asked(scores, kv_heads, groups, monkeypatch):
     """No GPU here: its arguments, through a stand-in that computes what it documents."""
+    monkeypatch.setattr(varlen, "_GROUPS", groups)
     monkeypatch.setattr(varlen, "varlen_attn", flash_like)
     monkeypatch.setattr(varlen, "applies", lambda *_: True)
     monkeypatch.delattr(segments, "attend")
@@ -264,10 +266,10 @@ def test_when_the_cuda_kernel_is_asked(monkeypatch):
 
     class OnCUDA:
         def __init__(self, dtype=torch.bfloat16, width=64):
-            self.shape, self.dtype, self.is_cuda, self.device = (1, 4, 3, width), dtype, True, "cuda"
+            self.shape, self.dtype, self.device = (1, 4, 3, width), dtype, torch.device("cuda")
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert varlen.applies(OnCUDA(), OnCUDA(), Scores(window=5)) == varlen._HAS_ALL
+    assert varlen.applies(OnCUDA(), OnCUDA(), Scores(window=5)) == varlen.SERVES
     for not_this in (OnCUDA(torch.float32), OnCUDA(width=36), OnCUDA(width=512)):
         assert not varlen.applies(not_this, not_this, Scores())
     assert not varlen.applies(OnCUDA(), OnCUDA(width=128), Scores()), "values of another width"

@@ -2,16 +2,24 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
+import torch
 from tiny import tiny_llama, tiny_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
+from tolerance import assert_close
 from transformers import PreTrainedTokenizerFast
 
+from fastkto.bench import compare
 from fastkto.bench.case import Case, full_length, of_lengths, one_token_words
 from fastkto.bench.compare import measure, summary
+from fastkto.bench.sft import _CrossEntropy
 from fastkto.cli import main
-from fastkto.errors import InputError
+from fastkto.errors import InputError, ProcessFailed
 
 WORDS = ["salt", "iron", "moss", "rain", "clay", "wind"]
 
@@ -70,14 +78,79 @@ def test_systems_are_compared_before_they_are_reported(folder):
 def test_different_steps_are_refused(folder, monkeypatch):
     case = Case(folder, batch=4, max_length=32, lengths=full_length(4, 32, 2), steps=2, threads=1)
     monkeypatch.setattr("fastkto.bench.compare.ALLOWED", {False: {"loss": -1.0}, True: {}})
-    with pytest.raises(RuntimeError, match="loss of a and b differ"):
+    with pytest.raises(ProcessFailed, match="loss of a and b differ"):
         measure({"a": ("fastkto", case), "b": ("fastkto", case)})
 
 
 def test_a_system_that_ends_early_says_why(folder):
     case = Case(folder, batch=1, max_length=32, lengths=full_length(2, 32, 2), steps=2)
-    with pytest.raises(RuntimeError, match=r"(?s)fastkto ended before step 0:.*per_device_train_batch_size"):
+    said = r"(?s)fastkto ended before step 0, with exit code 1:.*per_device_train_batch_size"
+    with pytest.raises(ProcessFailed, match=said):
         measure({"fastkto": ("fastkto", case)})
+
+
+def test_a_system_that_is_killed_is_said_to_be(folder, monkeypatch):
+    case = Case(folder, batch=4, max_length=32, lengths=full_length(4, 32, 2), steps=2, threads=1)
+    start = compare._start
+
+    def killed(*arguments):
+        worker = start(*arguments)
+        worker.process.kill()
+        return worker
+
+    monkeypatch.setattr(compare, "_start", killed)
+    with pytest.raises(ProcessFailed, match=r"fastkto ended before step 0, killed by SIGKILL \(out of memory, if"):
+        measure({"fastkto": ("fastkto", case)})
+
+
+def test_a_system_without_room_on_the_gpu_is_not_timed():
+    line = json.dumps({"wall": 1.0, "retries": 2})
+    process = subprocess.Popen([sys.executable, "-c", f"print({line!r})"], stdout=subprocess.PIPE, text=True)
+    with process, pytest.raises(ProcessFailed, match="trl, step 1: no room on the GPU beside the other systems"):
+        compare._answer(compare.Worker("trl", "trl", process, Path()), "step 1")
+
+
+def test_nothing_is_left_behind(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    case = Case(folder, batch=4, max_length=32, lengths=full_length(4, 32, 2), steps=2, threads=1)
+    measure({"fastkto-cached": ("fastkto-cached", case)})
+    assert not list(tmp_path.glob("fastkto-bench-*"))
+
+
+def test_a_failure_is_one_message(folder, capsys):
+    assert main(["bench", "--model", folder, "--max_length", "32", "--batch", "1", "--systems", "fastkto"]) == 1
+    err = capsys.readouterr().err
+    assert "per_device_train_batch_size" in err
+    assert err.rstrip().splitlines()[0].startswith("fastkto bench: fastkto ended before step 0")
+
+
+def test_plain_fine_tuning_is_cross_entropy_of_the_models_own_logits():
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((7, 5), (11, 5), (11,)))
+    targets = torch.randint(0, 11, (7,), generator=generator)
+
+    def ours(x, w, b):
+        return _CrossEntropy.apply(x, w, targets, b, 2.0, 0.5, [0, 3, 7])
+
+    def plain(x, w, b):
+        return torch.nn.functional.cross_entropy(2 * torch.tanh(0.5 * (x @ w.T + b) / 2), targets)
+
+    found = []
+    for function, dtype in ((ours, torch.float32), (plain, torch.float64), (plain, torch.float32)):
+        x, w = (leaf.detach().to(dtype, copy=True).requires_grad_() for leaf in (hidden, weight))
+        loss = function(x, w, bias.to(dtype))
+        (3 * loss).backward()
+        found.append((loss, x.grad, w.grad))
+    for name, *three in zip(("loss", "d hidden", "d weight"), *found, strict=True):
+        assert_close(*three, name=name)
+
+
+def test_plain_fine_tuning_takes_one_forward(folder):
+    case = Case(folder, batch=4, max_length=32, lengths=full_length(4, 32, 2), steps=2, threads=1)
+    split = dataclasses.replace(case, settings={"max_tokens_per_forward": 40})
+    whole, parts = (measure({"sft": ("sft", each)})["sft"][0]["loss"] for each in (case, split))
+    assert whole == pytest.approx(parts, rel=1e-6)
 
 
 def test_the_command_prints_a_table_and_writes_the_figures(folder, tmp_path, capsys):

@@ -4,7 +4,8 @@ import pytest
 from tiny import tiny_llama, tiny_tokenizer
 
 from fastkto.cli import main
-from fastkto.cli.plan import size
+from fastkto.cli.arguments import LaunchArguments
+from fastkto.cli.plan import _several_processes, size
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,20 @@ def test_a_yaml_for_training_is_planned_and_what_does_not_fit_is_said(capsys, fo
     assert "per_device_train_batch_size with 512 tokens a row: none fits" in out
 
 
+def test_what_goes_to_from_pretrained_counts(capsys, folder):
+    flags = ("--model", folder, "--memory", "8GiB", "--use_cpu", "--model_init_kwargs", '{"dtype": "bfloat16"}')
+    code, out, _ = plan(capsys, *flags)
+    assert code == 0
+    assert "bfloat16 weights" in out.splitlines()[0]
+
+
+@pytest.mark.parametrize(("processes", "several"), [(None, False), (1, False), (2, True)])
+def test_several_processes_are_planned_with_buckets(processes, several, monkeypatch):
+    assert _several_processes(LaunchArguments(num_processes=processes)) is several
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert _several_processes(LaunchArguments(num_processes=processes)) is (processes != 1)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -61,6 +76,8 @@ def test_a_yaml_for_training_is_planned_and_what_does_not_fit_is_said(capsys, fo
         (("--memory", "1GiB", "--optim", "rmsprop"), "optim: got 'rmsprop', expected one of"),
         (("--memory", "1GiB", "--load_in_4bit", "--use_peft"), "load_in_4bit: got True"),
         (("--memory", "1GiB", "--model", "./nowhere"), "a folder that exists"),
+        (("--memory", "1GiB", "--accelerate_config", "fsdp.yaml"), "accelerate_config: got 'fsdp.yaml'"),
+        (("--memory", "1GiB", "--activation_offloading", "true"), "activation_offloading: got True"),
     ],
 )
 def test_what_cannot_be_planned_is_one_message(capsys, folder, flags, message):

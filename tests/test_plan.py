@@ -1,5 +1,10 @@
 """The plan is the real step's memory: part by part, on every path, and it grows as the step does."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from datasets import Dataset
@@ -10,9 +15,10 @@ from tiny import tiny_llama
 from tolerance import assert_within
 from training import config, trainer
 
+from fastkto.attention import CannotPack
 from fastkto.errors import InputError
 from fastkto.footprint import GRADIENTS, HEAD, KEPT, OPTIMIZER, REFERENCE, WEIGHTS, WORK, Footprint
-from fastkto.plan import Model, Search, largest, peak_by_part, process_bytes, rows_of, total
+from fastkto.plan import Model, Search, largest, peak_by_part, process_bytes, rows_of, total, what_fits
 
 LENGTHS = [(40, 90), (10, 150), (70, 30), (1, 60)]
 SIZES = {"hidden": 64, "layers": 3, "vocab": 1024}
@@ -172,3 +178,41 @@ def test_the_longest_rows_and_the_most_of_them_fit_and_a_little_more_does_not(tm
     assert rows == 4
     assert search.longest(4, 256, 1 << 10) is None
     assert search.most_rows(8, 1024, 1 << 10) is None
+
+
+def test_a_plan_for_another_device_leaves_nothing_on_this_one(tmp_path):
+    here = Path(__file__).parent
+    command = [sys.executable, here / "plan_elsewhere.py", tmp_path]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(here)})
+
+
+def test_a_model_that_cannot_be_packed_is_planned_padded(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise CannotPack("its layers attend elsewhere")
+
+    padded = plan(tmp_path, packing=False)
+    monkeypatch.setattr("fastkto.trunk.packed_forward", refuse)
+    assert_within(total(plan(tmp_path)), total(padded), relative=0.05)  # garbage is collected at other moments
+    with pytest.raises(InputError, match="packing: got True, expected a model that can run packed, but its layers"):
+        plan(tmp_path, packing=True)
+
+
+def test_buckets_of_several_processes_are_a_second_copy_of_the_gradients(tmp_path):
+    alone = plan(tmp_path)
+    several = peak_by_part(model(), config(tmp_path), LENGTHS, ddp=True)
+    assert total(several) - total(alone) == sum(p.numel() * 4 for p in tiny_llama(**SIZES).parameters())
+
+
+def test_what_is_moved_off_the_device_is_refused_by_name(tmp_path):
+    with pytest.raises(InputError, match="activation_offloading: got True, expected nothing"):
+        plan(tmp_path, activation_offloading=True)
+
+
+def test_a_plan_that_fails_does_not_take_the_place_of_the_reason(tmp_path, monkeypatch):
+    t = trainer(tmp_path)
+
+    def broken(*_, **__):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("fastkto.plan.peak_by_part", broken)
+    assert what_fits(t.model, t.args, t.accelerator) == "(`fastkto plan` cannot tell what fits: a bug)"

@@ -74,7 +74,7 @@ def one_token_words(tokenizer: Any) -> list[str]:
     candidates = [f" {word[1]}" for word in found if word]
     words = [word for word in candidates if len(tokenizer(word, add_special_tokens=False)["input_ids"]) == 1]
     if not words:
-        fix = "Give rows of your own with --data."
+        fix = "Give another model of the same sizes."
         name = type(tokenizer).__name__
         raise InputError("tokenizer", name, "one with words that are one token with the space before them", fix)
     return words

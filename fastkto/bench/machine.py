@@ -14,12 +14,18 @@ import torch
 PACKAGES = ("fastkto", "torch", "triton", "transformers", "accelerate", "trl", "liger-kernel")
 
 
-def machine() -> dict[str, Any]:
-    """Device, date, versions, commit and command of this run."""
+def here() -> dict[str, Any]:
+    """The device of a `Case` and whether it computes in bf16: the GPU where there is one."""
+    cuda = torch.cuda.is_available()
+    return {"device": "cuda" if cuda else "cpu", "bf16": cuda and torch.cuda.is_bf16_supported()}
+
+
+def machine(device: str, threads: int | None = None) -> dict[str, Any]:
+    """Device ("cuda" or "cpu") and threads of what was measured; date, versions, commit and command of this run."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
-        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "threads": threads or torch.get_num_threads(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
         "commit": _commit(),
         "command": _command(),

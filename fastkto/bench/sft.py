@@ -24,12 +24,13 @@ class SFTTrainer(KTOTrainer):
     """
 
     def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> torch.Tensor:
-        """`cross_entropy(hidden @ weight.T, targets)`."""
+        """`cross_entropy(softcap(scale * linear(hidden, weight, bias)), targets)`; a bias gets no gradient."""
         self.tokens = inputs["num_tokens"]
 
         def cross_entropy(scored: Scored) -> torch.Tensor:
-            weight = scored.head.module.weight
-            loss: torch.Tensor = _CrossEntropy.apply(scored.hidden, weight, scored.targets, scored.cu_seqlens)
+            module, softcap, scale = scored.head
+            how = (scored.targets, module.bias, softcap, scale, scored.cu_seqlens)
+            loss: torch.Tensor = _CrossEntropy.apply(scored.hidden, module.weight, *how)
             return loss
 
         return run(self._forward._replace(model=model), inputs, cross_entropy)[0]
@@ -47,9 +48,16 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, bounds: list[int]
+        ctx: Any,
+        hidden_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        targets_N: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        softcap: float | None,
+        scale: float,
+        bounds: list[int],
     ) -> torch.Tensor:
-        head, _ = prepare(hidden_ND, weight_VD, targets_N, None, None, 1.0)
+        head, _ = prepare(hidden_ND, weight_VD, targets_N, bias_V, softcap, scale)
         wanted = Wanted(ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias=False)
         share = -1.0 / len(targets_N)
 
@@ -64,4 +72,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return *(None if x is None else x * grad for x in ctx.saved_tensors), None, None
+        grads = ctx.saved_tensors
+        if grad.device.type != "cpu" or grad != 1:
+            grads = [None if x is None else x * grad for x in grads]
+        return *grads, *(None,) * 5

@@ -20,17 +20,14 @@ losses and gradient norms are compared first. sft is plain fine-tuning on the sa
 
 def run(argv: Sequence[str]) -> int:
     """Measure and print a table."""
-    import torch
-
     from fastkto.bench.case import Case, full_length
     from fastkto.bench.compare import measure, summary
-    from fastkto.bench.machine import machine
+    from fastkto.bench.machine import here, machine
     from fastkto.bench.systems import SYSTEMS
     from fastkto.cli.models import model_source
     from fastkto.disk import writing
 
     options = _parser(tuple(SYSTEMS)).parse_all(argv)
-    cuda = torch.cuda.is_available()
     case = Case(
         model=model_source(options.model, "model"),
         batch=options.batch,
@@ -38,9 +35,8 @@ def run(argv: Sequence[str]) -> int:
         lengths=full_length(options.batch, options.max_length, options.steps + 1),
         steps=options.steps + 1,
         dtype=options.dtype,
-        bf16=cuda and torch.cuda.is_bf16_supported(),
         use_peft=options.use_peft,
-        device="cuda" if cuda else "cpu",
+        **here(),
         settings={} if (most := options.max_tokens_per_forward) is None else {"max_tokens_per_forward": most},
     )
     systems = options.systems or ["fastkto", "sft", *(["trl"] if importlib.util.find_spec("trl") else [])]
@@ -52,7 +48,8 @@ def run(argv: Sequence[str]) -> int:
     print(table(figures, case))
     if options.output is not None:
         settings = {name: getattr(options, name) for name in ("batch", "max_length", "dtype", "use_peft")}
-        result = {**machine(), "model": Path(case.model).name, **settings, "summary": figures, "steps": steps}
+        about = {**machine(case.device), "model": Path(case.model).name, **settings, "clock": "wall"}
+        result = {**about, "summary": figures, "steps": steps}
         with writing("output", str(options.output), "the figures"):
             options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 0

@@ -69,6 +69,7 @@ def describe_device(device: Any) -> dict[str, str]:
     """The device that training uses, and the precision that `KTOConfig` chooses on it."""
     import torch
 
+    from fastkto import varlen
     from fastkto.cli.selfcheck import usable_dtypes
     from fastkto.config import KTOConfig
 
@@ -80,12 +81,14 @@ def describe_device(device: Any) -> dict[str, str]:
     else:
         names = str(torch.accelerator.device_count())
     autocast = KTOConfig(output_dir=None).bf16
+    flash = varlen.serves(device)
     return {
         "device": f"{device.type} ({names})",
         "dtypes": ", ".join(str(dtype).removeprefix("torch.") for dtype in usable_dtypes(device)),
         "computes in": "bfloat16 autocast over float32 weights"
         if autocast
         else "float32 (bf16 is off by default here)",
+        "packed rows": "flash attention over all of them, in half precision" if flash else "one attention a row",
     }
 
 

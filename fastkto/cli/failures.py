@@ -6,7 +6,7 @@ from pickle import UnpicklingError
 
 import fastkto
 from fastkto.cli.strict import UsageError
-from fastkto.errors import InputError, MissingExtra
+from fastkto.errors import InputError, MissingExtra, ProcessFailed
 
 PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "remote process exited", "Socket closed")
 OURS = str(Path(fastkto.__file__).parent)
@@ -18,7 +18,7 @@ def explain(error: Exception) -> str | None:
     A ValueError or ImportError is about the input where a library raised it; where this package did, other than as an
     `InputError` or `MissingExtra`, it is a bug.
     """
-    if isinstance(error, UsageError | InputError | MissingExtra | OSError):
+    if isinstance(error, UsageError | InputError | MissingExtra | ProcessFailed | OSError):
         return str(error)
     if isinstance(error, UnpicklingError):
         return (

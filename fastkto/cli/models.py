@@ -1,10 +1,12 @@
 """The model and the tokenizer that a command line names."""
 
 from pathlib import Path
+from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from fastkto.config import KTOConfig
 from fastkto.encoding import read_chat_template
 from fastkto.errors import InputError
 
@@ -45,3 +47,11 @@ def load_tokenizer(
     except TemplateError:
         pass  # a template may refuse this conversation and take those of the data
     return tokenizer
+
+
+def model_init_kwargs(config: KTOConfig) -> dict[str, Any]:
+    """What a config gives to `from_pretrained`, which goes before the flags."""
+    given = config.model_init_kwargs or {}
+    if isinstance(given, str):
+        raise InputError("model_init_kwargs", given, "a mapping", "On the command line write it as JSON.")
+    return given

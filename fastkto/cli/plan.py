@@ -9,6 +9,7 @@ from fastkto.cli.yaml_config import read_config
 from fastkto.errors import InputError
 
 if TYPE_CHECKING:
+    from fastkto.cli.arguments import LaunchArguments
     from fastkto.config import KTOConfig
     from fastkto.plan import Model
 
@@ -45,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
         raise InputError("max_length", None, "a number", "Give it with --max_length: the plan is for the longest rows.")
     rows, length = config.per_device_train_batch_size, config.max_length
     process = process_bytes(config.device)
-    search = Search(model, config)
+    search = Search(model, config, ddp=_several_processes(build(LaunchArguments, values)))
     parts = search.parts(rows, length) | {"the process itself": process}
     print(table(parts, f"{rows} rows of {length} tokens on {config.device.type}, {describe(model, config)}"))
     fits = total(parts) <= memory
@@ -61,12 +62,22 @@ def run(argv: Sequence[str]) -> int:
     return 0 if fits else 1
 
 
+def _several_processes(launch: "LaunchArguments") -> bool:
+    """Whether `fastkto train` would start more than one."""
+    import torch
+
+    if launch.accelerate_config is not None:
+        fix = "Leave it out; --num_processes plans for several processes with all weights each."
+        raise InputError("accelerate_config", launch.accelerate_config, "nothing: it is not read here", fix)
+    return (launch.num_processes or torch.cuda.device_count()) > 1
+
+
 def model_of(arguments: Any, config: "KTOConfig") -> "Model":
     """What the plan needs to know of a model: the config file, no weights."""
     import torch
     from transformers import AutoConfig
 
-    from fastkto.cli.models import model_source
+    from fastkto.cli.models import model_init_kwargs, model_source
     from fastkto.cli.peft_options import peft_config
     from fastkto.plan import Model
 
@@ -75,12 +86,14 @@ def model_of(arguments: Any, config: "KTOConfig") -> "Model":
         fix = "Plan it without: the weights then count in their own dtype."
         raise InputError(quantised, True, "False: what quantised weights need is not known here", fix)
     name = model_source(arguments.model_name_or_path)
-    trust = config.trust_remote_code
+    trust, given = config.trust_remote_code, model_init_kwargs(config)
     try:
-        found = AutoConfig.from_pretrained(name, revision=arguments.model_revision, trust_remote_code=trust)
+        revision = given.get("revision", arguments.model_revision)
+        found = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust)
     except (OSError, ValueError) as error:
         raise InputError("model", name, "a model whose config can be loaded", f"transformers says: {error}") from error
-    dtype = found.dtype or torch.float32 if arguments.dtype == "auto" else getattr(torch, arguments.dtype or "float32")
+    wanted = given.get("dtype", arguments.dtype) or "float32"
+    dtype = found.dtype or torch.float32 if wanted == "auto" else getattr(torch, str(wanted).removeprefix("torch."))
     return Model(found, dtype, peft_config(arguments), trust)
 
 

@@ -61,7 +61,7 @@ def split_config(argv: list[str]) -> tuple[str | None, list[str]]:
 def set_up(data: "DataArguments", options: "RowOptions", model: "ModelArguments", config: "KTOConfig") -> "KTOTrainer":
     """The trainer, from arguments that have been found usable in this order; nothing is written before."""
     from fastkto.cli.mixture import read_splits
-    from fastkto.cli.models import load_tokenizer, model_source
+    from fastkto.cli.models import load_tokenizer, model_init_kwargs, model_source
     from fastkto.cli.peft_options import peft_config, quantization_config
     from fastkto.disk import check_writable
     from fastkto.rows import normalise
@@ -71,15 +71,12 @@ def set_up(data: "DataArguments", options: "RowOptions", model: "ModelArguments"
     if config.should_save:
         check_writable("output_dir", config.output_dir or ".")
     config.resume_from_checkpoint = checkpoint(config)
-    given = config.model_init_kwargs or {}
-    if isinstance(given, str):
-        raise InputError("model_init_kwargs", given, "a mapping", "On the command line write it as JSON.")
     config.model_init_kwargs = {
         "revision": model.model_revision,
         "trust_remote_code": config.trust_remote_code,
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
-        **given,
+        **model_init_kwargs(config),
     }
     adapter, quantization = peft_config(model), quantization_config(model)
     tokenizer = load_tokenizer(name, data.chat_template, model.model_revision, config.trust_remote_code)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from fastkto.batching import choose_collator
+from fastkto.config import KTOConfig
+from fastkto.engines import refuse_data_parallel
 from fastkto.errors import InputError
 from fastkto.integrations.trl_head import patch_trl_head
 from fastkto.integrations.trl_rows import TRLCollator
@@ -44,8 +46,8 @@ class KTOTrainer(_TRL):
     TRL's log lines gain `kl/raw`, `kl/stderr`, `rewards/accuracies` and `saturated`.
 
     Raises:
-        ValueError: a `data_collator` (fastkto's own takes its place), rows with images, a head or another TRL method
-            that this was not written for.
+        ValueError: a `data_collator` (fastkto's own takes its place), fastkto's `KTOConfig`, rows with images, several
+            GPUs in one process, a head or another TRL method that this was not written for.
     """
 
     data_collator: Any
@@ -59,6 +61,9 @@ class KTOTrainer(_TRL):
         if given.get("data_collator") is not None:
             fix = "Leave it out, or use trl.KTOTrainer."
             raise InputError("data_collator", given["data_collator"], "None: batches are packed here", fix)
+        if isinstance(given.get("args"), KTOConfig):
+            fix = "Import KTOConfig from trl, or KTOTrainer from fastkto."
+            raise InputError("args", "fastkto.KTOConfig", "trl.KTOConfig: this trainer is TRL's", fix)
         self._steps: dict[str, list[torch.Tensor]] = {"train": [], "eval": []}
         super().__init__(*args, **kwargs)
         self._set_up()
@@ -67,6 +72,7 @@ class KTOTrainer(_TRL):
         """Teach the models to hand over hidden states, and choose packed or padded batches by trying."""
         if self._forward is not None:
             return
+        refuse_data_parallel(self.args)  # TRL 1.9 does not
         if self._is_vision_dataset:
             raise InputError("train_dataset", "rows with images", "rows of text", "Use trl.KTOTrainer.")
         if getattr(self, "use_liger_kernel", False):  # of TRL 1.9, where it replaces the loss and not only layers

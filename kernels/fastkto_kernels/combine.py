@@ -29,10 +29,11 @@ class Partials(NamedTuple):
     def empty(cls, splits: int, positions: int, like: torch.Tensor, dtype: torch.dtype, *, stats: bool) -> "Partials":
         """Uninitialised: every entry that is read is written first."""
 
-        def one() -> torch.Tensor:
-            return like.new_empty(splits, positions, dtype=dtype)
+        def new(*shape: int) -> torch.Tensor:
+            return like.new_empty(shape, dtype=dtype)
 
-        return cls(one(), one(), one() if stats else None, one() if stats else None, one()[0])
+        each = splits, positions
+        return cls(new(*each), new(*each), new(*each) if stats else None, new(*each) if stats else None, new(positions))
 
     def part(self, split: int, rows: slice) -> "Partials":
         """Views that begin at a split, on some of the positions."""

@@ -10,7 +10,7 @@ import torch
 from .combine import Kept, Outputs
 from .gradient import kept_gradient
 from .inputs import Head, slabs, slices
-from .matmul import matmul_into, sum_dtype, times_weight, write_bias, write_product
+from .matmul import in_range, matmul_into, sum_dtype, times_weight, write_product
 from .produce import empty_kept, score, unit_gradient
 
 PARTIAL_BYTES = 15 << 20
@@ -88,7 +88,7 @@ def backward_into(
     `dw` and `db` are in the sums' dtype.
     """
     block, grad = head.rows(slice(None)), _upstream(head, grad)
-    scaled = None if dw is None else _scaled_hidden(block, grad)
+    factors = _factors(block, grad, weight=dw is not None)
     sums = None if dx is None else dx.new_empty(dx.shape, dtype=sum_dtype(head.operands))
     for first, slab, slab_bias in slabs(head, block.chosen().split_columns, _chunk_columns(block)):
         columns = slice(first, first + slab.shape[0])
@@ -96,10 +96,7 @@ def backward_into(
         unit_gradient(block, slab, slab_bias, first, lse, unit)
         if sums is not None:
             matmul_into(sums, unit, slab, accumulate=first > 0)
-        if dw is not None and scaled is not None:
-            write_product(dw[columns], unit.T, scaled, accumulate=accumulate)
-        if db is not None:
-            write_bias(db[columns], unit, grad, accumulate=accumulate)
+        _write_sums(dw, db, columns, unit, factors, accumulate=accumulate)
     if dx is not None and sums is not None:
         dx.copy_(sums.mul_(grad[:, None]))
 
@@ -142,10 +139,8 @@ def block_backward(
     )
     if dx is not None:
         dx.copy_(times_weight(kept.values, block).mul_(grad[:, None]))
-    if dw is not None:
-        write_product(dw, kept.values.T, _scaled_hidden(block, grad), accumulate=accumulate)
-    if db is not None:
-        write_bias(db, kept.values, grad, accumulate=accumulate)
+    factors = _factors(block, grad, weight=dw is not None)
+    _write_sums(dw, db, slice(None), kept.values, factors, accumulate=accumulate)
 
 
 def kept_positions(head: Head, limit: int) -> int:
@@ -159,8 +154,36 @@ def _upstream(head: Head, grad: torch.Tensor) -> torch.Tensor:
     return grad.to(sum_dtype(head.operands)).masked_fill(head.targets == -100, 0.0)
 
 
-def _scaled_hidden(block: Head, grad: torch.Tensor) -> torch.Tensor:
-    return (block.hidden * grad[:, None]).to(block.operands)
+class _Factors(NamedTuple):
+    """What the unit gradient is multiplied by, as operands, and the factor that float16's range has no room for."""
+
+    hidden: torch.Tensor | None
+    """(N, D) upstream gradient times hidden states."""
+    grad: torch.Tensor
+    """(N, 1) upstream gradient."""
+    largest: torch.Tensor | None
+
+
+def _factors(block: Head, grad: torch.Tensor, *, weight: bool) -> _Factors:
+    grad, largest = in_range(grad, block.operands)
+    hidden = (block.hidden * grad[:, None]).to(block.operands) if weight else None
+    return _Factors(hidden, grad[:, None].to(block.operands), largest)
+
+
+def _write_sums(
+    dw: torch.Tensor | None,
+    db: torch.Tensor | None,
+    columns: slice,
+    unit: torch.Tensor,
+    factors: _Factors,
+    *,
+    accumulate: bool,
+) -> None:
+    """Columns of dW and of d bias, from their unit gradient (N, columns)."""
+    if dw is not None and factors.hidden is not None:
+        write_product(dw[columns], unit.T, factors.hidden, factors.largest, accumulate=accumulate)
+    if db is not None:
+        write_product(db[columns, None], unit.T, factors.grad, factors.largest, accumulate=accumulate)
 
 
 def _pass_positions(head: Head, *, stats: bool) -> int:

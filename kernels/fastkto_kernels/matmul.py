@@ -43,18 +43,24 @@ def times_weight(unit: torch.Tensor, head: Head) -> torch.Tensor:
     return total
 
 
-def write_product(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, accumulate: bool) -> None:
-    """`out = a @ b` or `out += a @ b`, summed in float32; a 16-bit `out` is rounded slab by slab."""
-    if out.dtype == sum_dtype(a.dtype):
+def write_product(
+    out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, factor: torch.Tensor | None, *, accumulate: bool
+) -> None:
+    """`out = a @ b * factor` or `out += ...`, summed in float32; a 16-bit or scaled product is made slab by slab."""
+    if factor is None and out.dtype == sum_dtype(a.dtype):
         matmul_into(out, a, b, accumulate=accumulate)
         return
     step = max(1, ROUND_BYTES // (4 * b.shape[1]))
     for rows in slices(out.shape[0], step):
         total = matmul(a[rows], b)
+        if factor is not None:
+            total.mul_(factor)
         out[rows] = out[rows] + total if accumulate else total
 
 
-def write_bias(out: torch.Tensor, unit: torch.Tensor, grad: torch.Tensor, *, accumulate: bool) -> None:
-    """`out = unit.T @ grad` or `out += unit.T @ grad`."""
-    total = matmul(unit.T, grad[:, None].to(unit.dtype))[:, 0]
-    out.copy_(out + total if accumulate else total)
+def in_range(grad: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`grad`, and for float16 operands its largest size, taken out of it: KTO's are near the least that float16 has."""
+    if dtype != torch.float16 or not grad.numel():
+        return grad, None
+    largest = grad.abs().amax().clamp_min(torch.finfo(grad.dtype).tiny)
+    return grad / largest, largest

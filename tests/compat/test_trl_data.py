@@ -12,6 +12,7 @@ from tolerance import assert_close
 from training import rows
 from trl_runs import build, build_lora, config, host_ran, only_ours, ours, trl, watch
 
+from fastkto.config import KTOConfig
 from fastkto.errors import InputError
 
 
@@ -133,6 +134,7 @@ REFUSED = {
         {"train_dataset": rows(8, desirable=lambda i: i % 2 * 2 - 1)},
         "label: got -1, expected",
     ),
+    "our configuration": ({"args": KTOConfig("out")}, "args: got 'fastkto.KTOConfig', expected trl.KTOConfig"),
 }
 
 
@@ -140,9 +142,15 @@ REFUSED = {
 def test_refuses_by_name(case, tmp_path):
     given, message = REFUSED[case]
     policy, reference = policy_and_reference()
-    kwargs = {"train_dataset": rows(8), "processing_class": tiny_tokenizer(), **given}
+    kwargs = {"args": config(tmp_path), "train_dataset": rows(8), "processing_class": tiny_tokenizer(), **given}
     with pytest.raises(InputError, match=message):
-        ours.KTOTrainer(policy, ref_model=reference, args=config(tmp_path), **kwargs).train()
+        ours.KTOTrainer(policy, ref_model=reference, **kwargs).train()
+
+
+def test_refuses_several_gpus_in_one_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(trl.KTOConfig, "n_gpu", 2)
+    with pytest.raises(ValueError, match="nn.DataParallel"):  # 1.16 says it itself
+        build(ours, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["_is_vision_dataset", "use_liger_kernel"])

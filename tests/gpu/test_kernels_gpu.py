@@ -9,6 +9,7 @@ import itertools
 import fastkto_kernels as fk
 import pytest
 import torch
+from fastkto_kernels.inputs import SLAB_BYTES
 from tolerance import assert_close
 
 from fastkto import oracle
@@ -81,6 +82,24 @@ def test_a_row_has_the_same_bits_in_any_batch(route):
         alone = fk.Head(head.hidden[part], head.weight, head.targets[part], plan=head.plan)
         assert torch.equal(fk.forward(alone)[0].logps, whole.logps[part])
         assert torch.equal(fk.block_forward(alone)[0].logps, whole.logps[part])
+
+
+@pytest.mark.parametrize("route", ["fused", "fold"])
+def test_weights_cast_slab_by_slab_are_weights_cast_before(route):
+    """Under autocast the weights are float32 and the operands bfloat16: the same bits, whatever the slabs."""
+    half = make(300, 576, 70_000, torch.bfloat16, route, bias=True)
+    assert half.weight.nbytes > 2 * SLAB_BYTES
+    options = {"compute_dtype": torch.bfloat16, "plan": half.plan}
+    wide = fk.Head(half.hidden.float(), half.weight.float(), half.targets, half.bias.float(), **options)
+    upstream = torch.linspace(-1, 2, 300, device="cuda")
+    found = []
+    for head in (half, wide):
+        outputs, unit = fk.forward(head, stats=True, unit_dx=True)
+        recomputed = fk.backward(head, outputs.lse, upstream, hidden=True, weight=True, bias=True)
+        found.append((*outputs, unit.bfloat16(), *(x.bfloat16() for x in recomputed)))
+    for name, a, b in zip(("logps", "lse", "entropy", "mean", "unit", "dx", "dw", "db"), *found, strict=True):
+        assert_close(b.bfloat16(), a.double(), a.bfloat16(), name=name)
+        assert name not in ("logps", "lse") or torch.equal(a, b), name
 
 
 def test_log_probs_are_those_of_float32_logits():

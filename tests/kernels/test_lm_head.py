@@ -166,6 +166,27 @@ def test_a_row_has_the_same_bits_in_any_batch(route):
 
 
 @pytest.mark.parametrize("route", ["fused", "fold"])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_float16_operands_hold_kto_gradients(route, accumulate):
+    """They are beta / (4 B) and less, before any loss scale: subnormal numbers of float16, or zero in it."""
+    base = make(19, 24, 75, torch.float32, route, bias=True)
+    head = fk.Head(base.hidden, base.weight, base.targets, base.bias, compute_dtype=torch.float16, plan=base.plan)
+    upstream = torch.linspace(1, 2, 19)
+    outputs, _ = fk.forward(head)
+    found = []
+    for size in (1.0, 1e-7):
+        gradients = [torch.zeros_like(x) for x in (head.hidden, head.weight, head.bias)]
+        named = dict(zip(("dx", "dw", "db"), gradients, strict=True))
+        fk.backward_into(head, outputs.lse, size * upstream, **named, accumulate=accumulate)
+        kept_outputs, kept = fk.block_forward(head)
+        again = {name: torch.zeros_like(x) for name, x in named.items()}
+        fk.block_backward(head, kept_outputs, kept, size * upstream, **again, accumulate=accumulate)
+        found.append([x / size for x in (*gradients, *again.values())])
+    for large, small in zip(*found, strict=True):
+        assert_close(small, large.double(), condition=1e3)  # of float32: operands are rounded alike
+
+
+@pytest.mark.parametrize("route", ["fused", "fold"])
 def test_bits_repeat(route):
     head = make(20, 7, 50, torch.float32, route, bias=True, softcap=5.0)
     runs = []
