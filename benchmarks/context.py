@@ -29,7 +29,7 @@ from fastkto.errors import ProcessFailed
 from fastkto.memory import out_of_memory
 from fastkto.plan import Model, Search, process_bytes
 
-FIRST = 1024
+FIRST = 256
 HALVINGS = 2
 GIB = 2**30
 
