@@ -72,14 +72,14 @@ def growth() -> None:
         ]
         middle.plot(*zip(*batches, strict=True), "o-", color=colour)
         middle.annotate(NAMES[system], batches[-1], **ABOVE)
+    for axis in (left, middle):
+        axis.margins(y=0.15)
     left.set(xlabel="tokens a row", ylabel="GiB at the peak", ylim=(0, None))
     middle.set(xlabel="rows a batch", ylabel="tokens a second", ylim=(0, None))
     shares = parts_of(floor["profile"])
     right.barh(list(shares), list(shares.values()), color=OURS)
     right.invert_yaxis()
     right.set_xlabel("% of a step")
-    for axis in (left, middle):
-        axis.margins(y=0.15)
     for axis in (left, middle, right):
         axis.spines[["top", "right"]].set_visible(False)
     first = scaling["points"][0]
