@@ -136,8 +136,8 @@ def head() -> str:
     lines += [
         "",
         "Times, float32; a GEMM is `torch.mm` of that shape into memory that is there already. On "
-        f"{result['device']}, {result['date'][:10]}: medians of at least {result['rounds']} interleaved rounds. Error of "
-        f"a log-prob against float64 of the same inputs: {worst:.0e} nats on average at most.",
+        f"{result['device']}, {result['date'][:10]}: medians of at least {result['rounds']} interleaved rounds. "
+        f"Error of a log-prob against float64 of the same inputs: {worst:.0e} nats on average at most.",
     ]
     return "\n".join(lines) + "\n"
 
