@@ -63,8 +63,9 @@ gpu: gpu-head gpu-tests  ## on a GPU machine, with the python3 that is there: th
 gpu-head:  ## results go to GPU_OUT
 	PYTHONPATH=.:kernels python3 benchmarks/head_gpu.py --seconds 240 --out $(GPU_OUT)
 
-gpu-tests:  ## in 8 processes: most of the time is the compiler's
-	PYTHONPATH=.:kernels:tests python3 -m pytest tests/gpu -q -n 8 -p no:cacheprovider
+gpu-tests:  ## in 8 processes where pytest-xdist is there: most of the time is the compiler's
+	PYTHONPATH=.:kernels:tests python3 -m pytest tests/gpu -q -p no:cacheprovider \
+	  $$(python3 -c 'import importlib.util as u; print("-n 8" * bool(u.find_spec("xdist")))')
 
 compile-table: $(VENV)/.dev  ## registers, spills and shared memory of every kernel on every architecture (minutes)
 	$(PY) benchmarks/compile_table.py

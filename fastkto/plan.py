@@ -170,8 +170,8 @@ def what_fits(policy: Any, args: KTOConfig, accelerator: Any) -> str:
         return ""
     policy.zero_grad()
     memory, rows = device_bytes(args.device), args.per_device_train_batch_size
-    room = memory - process_bytes(args.device)
     try:
+        room = memory - process_bytes(args.device)
         search = Search(Model.of(policy), args, ddp=accelerator.num_processes > 1)
         length = search.longest(rows, args.max_length, room)
         most = search.most_rows(rows, args.max_length, room)
@@ -206,7 +206,7 @@ def process_bytes(device: torch.device) -> int:
     tensors = {
         x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
         for x in gc.get_objects()
-        if isinstance(x, torch.Tensor) and x.device == device and x.layout == torch.strided
+        if type(x) in (torch.Tensor, torch.nn.Parameter) and x.device == device and x.layout == torch.strided
     }
     return max(0, int(psutil.Process().memory_info().rss) - sum(tensors.values()))
 

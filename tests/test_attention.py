@@ -6,24 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import layout_of
 from tolerance import assert_close
 
 from fastkto import attention, segments, varlen
 from fastkto.attention import CannotPack
-from fastkto.layout import Layout, Part, Stash
-from fastkto.packing import PackingCollator
+from fastkto.layout import Part, Stash
 from fastkto.segments import Scores
 
 WIDTH = 8
-
-
-def layout_of(lengths):
-    """The layout of rows of these (prompt, completion) lengths, their KL rows rotated by one."""
-    rows = [
-        {"prompt_ids": [i] * p, "completion_ids": [9] * c, "label": True, "prompt_key": i}
-        for i, (p, c) in enumerate(lengths)
-    ]
-    return Layout.of(PackingCollator(None)(rows)["sequences"][0])
 
 
 def visible(layout, window):

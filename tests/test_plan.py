@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 from tiny import tiny_llama
 from tolerance import assert_within
+from torch._subclasses.fake_tensor import FakeTensorMode
 from training import config, trainer
 
 from fastkto.attention import CannotPack
@@ -116,6 +117,14 @@ def test_8_bit_states_are_bytes_whatever_the_weights_are(tmp_path):
     for known in (model(), half):
         assert plan(tmp_path, known=known, optim="adamw_8bit")[OPTIMIZER] == 2 * weights
     assert plan(tmp_path, known=half)[OPTIMIZER] == 2 * 2 * weights
+
+
+def test_what_a_process_needs_is_told_beside_fake_tensors():
+    """A plan may leave some to the garbage collector, and they have no memory to ask for."""
+    with FakeTensorMode():
+        left = torch.empty(64 << 20)
+    assert process_bytes(torch.device("cpu")) > 0
+    del left
 
 
 def test_what_a_process_needs_is_without_its_tensors():

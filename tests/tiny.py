@@ -1,8 +1,11 @@
-"""Tiny tokenizers and models, built in memory: the tests need no download."""
+"""Tiny tokenizers, models and layouts, built in memory: the tests need no download."""
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from fastkto.layout import Layout
+from fastkto.packing import PackingCollator
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>\n' }}{% endfor %}"
@@ -52,3 +55,12 @@ def tiny_llama(*, seed: int = 0, layers: int = 2, hidden: int = 32, vocab: int =
             **config,
         )
     )
+
+
+def layout_of(lengths):
+    """The layout of rows of these (prompt, completion) lengths, their KL rows rotated by one."""
+    rows = [
+        {"prompt_ids": [i] * p, "completion_ids": [9] * c, "label": True, "prompt_key": i}
+        for i, (p, c) in enumerate(lengths)
+    ]
+    return Layout.of(PackingCollator(None)(rows)["sequences"][0])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_attention import layout_of
+from tiny import layout_of
 from tolerance import assert_close
 
 from fastkto import segments, varlen
