@@ -99,16 +99,34 @@ def _beside(result: dict[str, Any], system: str) -> str:
     return f"{theirs['times_as_long']:.1f}× the {CLOCKS[clock_of(result)]} and {memory:.1f}× the memory"
 
 
-def plan() -> str:
-    """How far the plan's predictions are off."""
-    result = newest("plan")
-    errors = [case["error"] for case in result["cases"]]
-    return (
+def _longest(context: dict[str, Any], system: str) -> str:
+    if context["longest"][system]:
+        return str(context["longest"][system])
+    length, peak = min((int(length), peak) for length, peak in context["peak_gib"][system].items())
+    return f"fewer than {length}, which need {peak:.2f} GiB"
+
+
+def room() -> str:
+    """The longest rows in so much memory, and how far the plan's predictions are off."""
+    context, plan = newest("context"), newest("plan")
+    names = {"trl": "TRL 1.16", "fastkto": "**fastkto**"}
+    lines = [
+        f"| the longest rows that train in {context['memory_gib']:.0f} GiB, {context['batch']} a batch | tokens |",
+        "|---|---:|",
+        *(f"| {name} | {_longest(context, system)} |" for system, name in names.items()),
+        f"| what `fastkto plan` believed of fastkto | {context['planned']} |",
+        "",
+    ]
+    errors = [case["error"] for case in plan["cases"]]
+    lines.append(
+        f"Model: {context['model']}, float32, all weights trained, a live reference; on {context['device']}, "
+        f"{context['date'][:10]}: resident memory with that of the process itself in it; lengths tried are up to a "
+        "quarter apart. "
         f"The peak memory that `fastkto plan` predicted was {min(errors):+.1%} to {max(errors):+.1%} from the measured "
         f"one in {len(errors)} cases that it was not fitted to: models of 48M and 135M weights, full and LoRA, a live "
-        "and a cached reference, rows of 512 to 2048 tokens; resident memory on "
-        f"{result['device']}, {result['date'][:10]}.\n"
+        f"and a cached reference, rows of 512 to 2048 tokens; there, {plan['date'][:10]}."
     )
+    return "\n".join(lines) + "\n"
 
 
 def head() -> str:
@@ -154,7 +172,7 @@ def hosts() -> str:
     return "\n".join(lines) + "\n"
 
 
-SECTIONS = {"demo": demo, "step": step, "plan": plan, "head": head, "hosts": hosts}
+SECTIONS = {"demo": demo, "step": step, "room": room, "head": head, "hosts": hosts}
 
 
 def render(text: str) -> str:
