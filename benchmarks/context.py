@@ -3,9 +3,8 @@
     python benchmarks/context.py [--memory 2GiB] [--batch 2] [--model DIR_OR_ID] [--systems fastkto trl] [--output FILE]
 
 Lengths double until a step needs more, then what lies between is halved twice: what is found is at most a fifth too
-short. Each step is taken in a fresh process,
-and its peak is that of the allocator on a GPU, of resident memory on a CPU. Unset, the model is a random one of 48M
-weights.
+short. Each step is taken in a fresh process, and its peak is that of the allocator on a GPU, of resident memory on a
+CPU. Unset, the model is a random one of 48M weights.
 """
 
 import argparse
@@ -19,7 +18,7 @@ import torch
 from models import MEDIUM, random_model
 from transformers import AutoConfig
 
-from fastkto.bench.case import Case, full_length
+from fastkto.bench.case import Case
 from fastkto.bench.compare import measure
 from fastkto.bench.machine import here, machine
 from fastkto.bench.systems import SYSTEMS
@@ -47,19 +46,11 @@ def longest(fits: Callable[[int], bool], window: int) -> int:
 
 def peak(system: str, model: str, batch: int, length: int, threads: int) -> float | None:
     """GiB of the second step; None where it is out of memory."""
-    case = Case(
-        model=model,
-        batch=batch,
-        max_length=length,
-        lengths=full_length(batch, length, 2),
-        steps=2,
-        threads=threads,
-        **here(),
-    )
+    case = Case.of_full_length(model, batch, length, 2, threads=threads, **here())
     try:
         ((step,),) = measure({system: (system, case)}).values()
     except ProcessFailed as error:
-        if not (out_of_memory(error)):
+        if not out_of_memory(error):
             raise
         return None
     return float(step["peak_gib"])

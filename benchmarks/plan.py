@@ -20,7 +20,7 @@ from peft import LoraConfig
 from rows import DEMO_MODEL
 from transformers import AutoConfig
 
-from fastkto.bench.case import Case, full_length
+from fastkto.bench.case import Case
 from fastkto.bench.compare import measure
 from fastkto.bench.machine import machine
 from fastkto.config import KTOConfig
@@ -40,15 +40,7 @@ def predicted(model: str, *, adapter: bool, cached: bool, length: int) -> dict[s
 
 
 def measured(model: str, *, adapter: bool, cached: bool, length: int, threads: int) -> float:
-    case = Case(
-        model=model,
-        batch=BATCH,
-        max_length=length,
-        lengths=full_length(BATCH, length, 2),
-        steps=2,
-        use_peft=adapter,
-        threads=threads,
-    )
+    case = Case.of_full_length(model, BATCH, length, 2, use_peft=adapter, threads=threads)
     ((step,),) = measure({"": ("fastkto-cached" if cached else "fastkto", case)}).values()
     return step["peak_gib"]
 

@@ -17,7 +17,7 @@ import numpy as np
 from models import random_model
 from rows import DEMO_MODEL
 
-from fastkto.bench.case import Case, full_length
+from fastkto.bench.case import Case
 from fastkto.bench.compare import measure, summary
 from fastkto.bench.machine import here, machine
 from fastkto.bench.systems import SYSTEMS
@@ -38,15 +38,8 @@ def points(axis: str) -> list[dict[str, int]]:
 def measure_point(point: dict[str, int], systems: list[str], steps: int, threads: int) -> dict[str, Any]:
     """Medians of every system at one point."""
     with tempfile.TemporaryDirectory(prefix="fastkto-bench-") as folder:
-        case = Case(
-            model=random_model(Path(folder), vocabulary=point["vocabulary"]),
-            batch=point["batch"],
-            max_length=point["max_length"],
-            lengths=full_length(point["batch"], point["max_length"], steps),
-            steps=steps,
-            threads=threads,
-            **here(),
-        )
+        model = random_model(Path(folder), vocabulary=point["vocabulary"])
+        case = Case.of_full_length(model, point["batch"], point["max_length"], steps, threads=threads, **here())
         found = summary(measure({system: (system, case) for system in systems}))
     return {system: {name: found[system][name] for name in ("wall_seconds", "peak_gib")} for system in systems}
 

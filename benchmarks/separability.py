@@ -9,7 +9,6 @@ computed once more. Each way is a process of its own; losses and gradient norms 
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from transformers import TrainerCallback
 
 from fastkto.bench.machine import machine
 from fastkto.bench.systems import Setting
+from fastkto.bench.worker import peak_gib
 from fastkto.head import token_stats
 from fastkto.kto import kto_of_token_stats
 from fastkto.model import install_scorer
@@ -90,14 +90,14 @@ def work(options: argparse.Namespace) -> None:
     model.gradient_checkpointing_enable({"use_reentrant": False})
     install_scorer(model)
     forward, seconds = Forward(model), []
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    before = peak_gib("cpu")
     for _ in range(options.steps):
         model.zero_grad()
         start = time.perf_counter()
         loss = WAYS[options.worker](forward, rows, options)
         seconds.append(time.perf_counter() - start)
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_gib("cpu")
     figures = {"seconds": min(seconds), "peak_gib": peak, "gib_of_steps": peak - before}
     print(json.dumps(figures | {"loss": loss.item(), "grad_norm": norm.item()}))
 

@@ -111,7 +111,8 @@ class KTOTrainer(Evaluation):
         evals = self._prepare_eval(eval_dataset, args)
         accelerator_config: Any = args.accelerator_config
         accelerator_config.dispatch_batches = False  # it cuts and joins batches by rows, which ours do not survive
-        accelerator_config.non_blocking = args.dataloader_pin_memory  # a copy then does not wait for the step before it
+        # from pinned memory a copy does not wait for the step before it
+        accelerator_config.non_blocking |= args.dataloader_pin_memory
 
         model, reference_model = policy_and_reference(model, ref_model, args, peft_config, source)
         self.settings = settings

@@ -8,24 +8,11 @@ import sys
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
-from test_plan import LENGTHS, LORA, SIZES
-from tiny import tiny_llama
+from test_plan import WAYS, plan_way
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
-from training import config
 
 from fastkto import plan
 from fastkto.config import KTOConfig
-from fastkto.plan import Model, peak_by_part
-
-WAYS = {
-    "full": {},
-    "adapter": {"peft_config": LORA},
-    "cached": {"precompute_ref_log_probs": True},
-    "padded": {"packing": False},
-    "two forwards": {"max_tokens_per_forward": 400},
-    "accumulated": {"gradient_accumulation_steps": 2},
-}
 
 
 class Backend(_DummyBackendModule):
@@ -35,23 +22,15 @@ class Backend(_DummyBackendModule):
         return [torch.bfloat16, torch.float16]
 
 
-def parts(folder: Path, changes: dict) -> dict[str, int]:
-    """Of one way, on the device that `KTOConfig.device` says."""
-    lora = LoraConfig(**changes["peft_config"]) if "peft_config" in changes else None
-    known = Model(tiny_llama(**SIZES).config, torch.float32, lora)
-    rest = {name: value for name, value in changes.items() if name != "peft_config"}
-    return peak_by_part(known, config(folder, **rest), LENGTHS)
-
-
 if __name__ == "__main__":
     plan.HOLES_PER_WORK = 0.0  # of a CPU's allocator
     own = KTOConfig.device
     _setup_privateuseone_for_python_backend("elsewhere", Backend())  # before autograd counts its devices
-    for way, changes in WAYS.items():
+    for way in sorted(WAYS.keys() - {"bf16"}):  # autocast has no kernels for a device registered in Python
         KTOConfig.device = torch.device("elsewhere")
-        there = parts(Path(sys.argv[1]), changes)
+        there = plan_way(Path(sys.argv[1]), way)
         KTOConfig.device = own
-        here = parts(Path(sys.argv[1]), changes)
+        here = plan_way(Path(sys.argv[1]), way)
         print(way, there)
         for part in (plan.WEIGHTS, plan.REFERENCE, plan.OPTIMIZER):
             assert there[part] == here[part], (way, part, there, here)

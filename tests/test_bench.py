@@ -2,10 +2,7 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 import tempfile
-from pathlib import Path
 
 import pytest
 import torch
@@ -103,11 +100,13 @@ def test_a_system_that_is_killed_is_said_to_be(folder, monkeypatch):
         measure({"fastkto": ("fastkto", case)})
 
 
-def test_a_system_without_room_on_the_gpu_is_not_timed():
-    line = json.dumps({"wall": 1.0, "retries": 2})
-    process = subprocess.Popen([sys.executable, "-c", f"print({line!r})"], stdout=subprocess.PIPE, text=True)
-    with process, pytest.raises(ProcessFailed, match="trl, step 1: no room on the GPU beside the other systems"):
-        compare._answer(compare.Worker("trl", "trl", process, Path()), "step 1")
+def test_a_system_without_room_on_the_gpu_beside_others_is_not_timed(folder, monkeypatch):
+    case = Case(folder, batch=4, max_length=32, lengths=full_length(4, 32, 2), steps=2, threads=1)
+    step = compare._step
+    monkeypatch.setattr(compare, "_step", lambda *arguments: step(*arguments) | {"retries": 2})
+    assert measure({"a": ("fastkto", case)})["a"][0]["retries"] == 2
+    with pytest.raises(ProcessFailed, match="a: no room on the GPU beside the 1 other systems"):
+        measure({"a": ("fastkto", case), "b": ("fastkto", case)})
 
 
 def test_nothing_is_left_behind(folder, tmp_path, monkeypatch):

@@ -68,15 +68,24 @@ WAYS = {
 }
 
 
+def made(way):
+    """The keywords of a way, its adapter's configuration new."""
+    changes = dict(WAYS[way])
+    if "peft_config" in changes:
+        changes["peft_config"] = LoraConfig(**changes["peft_config"])
+    return changes
+
+
+def plan_way(tmp_path, way):
+    changes = made(way)
+    return plan(tmp_path, known=model(changes.pop("peft_config", None)), **changes)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_the_plan_is_the_memory_of_a_real_step(tmp_path, way, monkeypatch):
     monkeypatch.setattr("fastkto.plan.HOLES_PER_WORK", 0.0)  # which are no tensors
-    changes = dict(WAYS[way])
-    lora = LoraConfig(**changes.pop("peft_config")) if "peft_config" in changes else None
-    parts = plan(tmp_path, known=model(lora), **changes)
-    if lora is not None:
-        changes["peft_config"] = LoraConfig(**LORA)
-    measured = real_step(tmp_path, **changes)
+    parts = plan_way(tmp_path, way)
+    measured = real_step(tmp_path, **made(way))
     static = parts[WEIGHTS] + parts[REFERENCE] + parts[OPTIMIZER]
     assert_within(total(parts) - static, measured, relative=0.1, name=f"{way}: {parts}")
 

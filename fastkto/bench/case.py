@@ -42,6 +42,12 @@ class Case:
         """What `to_json` wrote."""
         return cls(**json.loads(text))
 
+    @classmethod
+    def of_full_length(cls, model: str, batch: int, max_length: int, steps: int, **others: Any) -> "Case":
+        """A case on rows of seeded words, all of them `max_length` tokens long."""
+        lengths = full_length(batch, max_length, steps)
+        return cls(model, batch, max_length, lengths=lengths, steps=steps, **others)
+
     def texts(self, tokenizer: Any) -> list[dict[str, Any]]:
         """The rows as text, shuffled."""
         found = [dict(row) for row in self.rows] or of_lengths(self.lengths, tokenizer, self.seed)

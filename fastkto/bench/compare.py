@@ -52,6 +52,7 @@ def measure(
             for step in range(count):
                 for worker in workers:
                     steps[worker.name].append(_step(worker, step))
+                    _check_room(worker, steps[worker.name][-1], len(workers))
                     wall = steps[worker.name][-1]["wall"]
                     progress(f"step {step} {worker.name}: {wall:.2f} s{' (not counted)' if step == 0 else ''}")
         finally:
@@ -90,14 +91,21 @@ def _answer(worker: Worker, before: str) -> Step:
         said = worker.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-LINES:]
         raise ProcessFailed("\n".join([f"{worker.name} ended before {before}, {_end(worker.process)}:", *said]))
     found: Step = loads(line)
-    if found.get("retries"):
-        fix = "Take fewer with --systems, or smaller steps."
-        raise ProcessFailed(f"{worker.name}, {before}: no room on the GPU beside the other systems. {fix}")
     return found
 
 
+def _check_room(worker: Worker, step: Step, systems: int) -> None:
+    """A system that freed its cache because others are on the GPU is not timed; alone, it is as it is."""
+    if systems > 1 and step.get("retries"):
+        fix = "Take fewer with --systems, or smaller steps."
+        raise ProcessFailed(f"{worker.name}: no room on the GPU beside the {systems - 1} other systems. {fix}")
+
+
 def _end(process: "subprocess.Popen[str]") -> str:
-    code = process.wait()
+    try:
+        code = process.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+        return "without an end of its process"
     if code >= 0:
         return f"with exit code {code}"
     why = " (out of memory, if the system's log says so)" if -code == signal.SIGKILL else ""

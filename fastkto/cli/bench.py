@@ -20,7 +20,7 @@ losses and gradient norms are compared first. sft is plain fine-tuning on the sa
 
 def run(argv: Sequence[str]) -> int:
     """Measure and print a table."""
-    from fastkto.bench.case import Case, full_length
+    from fastkto.bench.case import Case
     from fastkto.bench.compare import measure, summary
     from fastkto.bench.machine import here, machine
     from fastkto.bench.systems import SYSTEMS
@@ -28,12 +28,11 @@ def run(argv: Sequence[str]) -> int:
     from fastkto.disk import writing
 
     options = _parser(tuple(SYSTEMS)).parse_all(argv)
-    case = Case(
-        model=model_source(options.model, "model"),
-        batch=options.batch,
-        max_length=options.max_length,
-        lengths=full_length(options.batch, options.max_length, options.steps + 1),
-        steps=options.steps + 1,
+    case = Case.of_full_length(
+        model_source(options.model, "model"),
+        options.batch,
+        options.max_length,
+        options.steps + 1,
         dtype=options.dtype,
         use_peft=options.use_peft,
         **here(),
