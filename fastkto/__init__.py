@@ -17,7 +17,7 @@ _HOMES = {
     "KTOTrainer": "trainer",
     "RowOptions": "rows",
     "normalise": "rows",
-    "read_rows": "sources",
+    "read_rows": "rows",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -11,8 +11,7 @@ from fastkto.balance import auto_desirable_weight, batch_size_for, obeys_rule, o
 from fastkto.config import KTOConfig
 from fastkto.errors import InputError, require
 from fastkto.pairing import PairableStream, check_pairable
-from fastkto.rows import RowOptions, normalise
-from fastkto.tokens import tokenize
+from fastkto.rows import RowOptions, normalise, tokenize
 
 logger = logging.get_logger(__name__)
 

@@ -10,9 +10,10 @@ from fastkto.balance import auto_desirable_weight, batch_size_for, obeys_rule, o
 from fastkto.errors import require
 from fastkto.padding import PaddingCollator
 from fastkto.pairing import PairableSampler, pair
-from fastkto.rows import RowOptions, label_ties, normalise
+from fastkto.rows import RowOptions, normalise
+from fastkto.rows.normalise import label_ties
+from fastkto.rows.tokens import TokenReport, tokenize_with_report
 from fastkto.streams import row_key
-from fastkto.tokens import TokenReport, tokenize_with_report
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from fastkto.errors import InputError
 from fastkto.pairing import pair
-from fastkto.tokens import prompt_key
+from fastkto.rows.tokens import prompt_key
 
 
 class Streams(NamedTuple):

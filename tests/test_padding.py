@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from fastkto.errors import InputError
 from fastkto.padding import PaddedBatch, PaddingCollator
 from fastkto.pairing import pair
+from fastkto.rows.tokens import prompt_key
 from fastkto.streams import row_key
-from fastkto.tokens import prompt_key
 
 PAD = 99
 token = st.integers(0, 40)

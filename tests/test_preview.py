@@ -14,7 +14,7 @@ from fastkto.padding import PaddingCollator
 from fastkto.pairing import PairableSampler
 from fastkto.preview import preview, render
 from fastkto.rows import RowOptions, normalise, read_rows
-from fastkto.tokens import tokenize
+from fastkto.rows.tokens import tokenize
 
 DEMO = Path(__file__).parents[2] / "shared" / "data" / "kto_en_demo.json"
 

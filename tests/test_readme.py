@@ -16,7 +16,8 @@ def test_figures_are_rendered_from_the_result_files():
 def test_every_module_is_in_the_file_tree():
     tree = set(re.findall(r"[\w/]+", README.partition("## What is where")[2].partition("## Good to know")[0]))
     modules = {path.stem for path in (ROOT / "fastkto").glob("*.py")} - {"__init__", "__main__"}
-    assert modules <= tree, modules - tree
+    rooms = {f"{path.parent.name}/" for path in (ROOT / "fastkto").glob("*/__init__.py")}
+    assert modules | rooms <= tree, (modules | rooms) - tree
 
 
 def test_every_make_target_named_exists():

@@ -7,8 +7,8 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from fastkto.config import KTOConfig
-from fastkto.encoding import read_chat_template
 from fastkto.errors import InputError
+from fastkto.rows.encoding import read_chat_template
 
 
 def model_source(name: str | None, argument: str = "model_name_or_path") -> str:

@@ -6,18 +6,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fastkto.errors import InputError, require
-from fastkto.fingerprint import code_digest
-from fastkto.labels import LabelReader, label_reader
-from fastkto.shapes import Record, completion_record, message_records, paired_records, truncated_cell
-from fastkto.sources import read_rows
+from fastkto.rows.fingerprint import code_digest
+from fastkto.rows.formats import Record, completion_record, message_records, paired_records, truncated_cell
+from fastkto.rows.labels import LabelReader, label_reader
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-__all__ = ["RowOptions", "label_ties", "normalise", "read_rows"]
-
 SHUFFLE_SEED = 42
-CODE = code_digest("fastkto.labels", "fastkto.shapes", __name__)
+CODE = code_digest("fastkto.rows.labels", "fastkto.rows.formats", __name__)
 _OUTPUT = ("prompt", "completion", "label", "row_id", "conversation")
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastkto.errors import InputError
-from fastkto.shapes import json_cell
+from fastkto.rows.formats import json_cell
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -5,17 +5,17 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fastkto.encoding import common_prefix, encode_row, prompt_key, read_chat_template, tokenize_row
 from fastkto.errors import InputError, require
-from fastkto.fingerprint import code_digest
-from fastkto.labels import LabelReader, warn_once
-from fastkto.rows import column_names
+from fastkto.rows.encoding import common_prefix, encode_row, prompt_key, read_chat_template, tokenize_row
+from fastkto.rows.fingerprint import code_digest
+from fastkto.rows.labels import LabelReader, warn_once
+from fastkto.rows.normalise import column_names
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from transformers import PreTrainedTokenizerBase
 
-CODE = code_digest("fastkto.encoding", __name__)
+CODE = code_digest("fastkto.rows.encoding", __name__)
 __all__ = ["COLUMNS", "TokenReport", "prompt_key", "tokenize", "tokenize_row", "tokenize_with_report"]
 
 COLUMNS = ("prompt_ids", "completion_ids", "label", "row_id", "conversation", "prompt_key")

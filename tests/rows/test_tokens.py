@@ -9,11 +9,11 @@ from datasets import Dataset, IterableDataset
 from tiny import CHAT_TEMPLATE, tiny_tokenizer
 
 from fastkto.errors import InputError
-from fastkto.labels import warn_once
 from fastkto.rows import RowOptions, normalise, read_rows
-from fastkto.tokens import COLUMNS, prompt_key, tokenize, tokenize_row, tokenize_with_report
+from fastkto.rows.labels import warn_once
+from fastkto.rows.tokens import COLUMNS, prompt_key, tokenize, tokenize_row, tokenize_with_report
 
-DEMO = Path(__file__).parents[2] / "shared" / "data" / "kto_en_demo.json"
+DEMO = Path(__file__).parents[3] / "shared" / "data" / "kto_en_demo.json"
 
 
 def user(text):

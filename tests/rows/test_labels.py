@@ -4,11 +4,12 @@ import logging
 
 import pytest
 from datasets import Dataset, IterableDataset
-from test_rows import rows_of
+from feedback import rows_of
 
 from fastkto.errors import InputError
-from fastkto.labels import label_reader
-from fastkto.rows import RowOptions, label_ties, normalise
+from fastkto.rows import RowOptions, normalise
+from fastkto.rows.labels import label_reader
+from fastkto.rows.normalise import label_ties
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset, IterableDataset
+from feedback import rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import HfArgumentParser
 
 from fastkto.errors import InputError
-from fastkto.labels import warn_once
 from fastkto.rows import RowOptions, normalise, read_rows
+from fastkto.rows.labels import warn_once
 
-DEMO = Path(__file__).parents[2] / "shared" / "data" / "kto_en_demo.json"
+DEMO = Path(__file__).parents[3] / "shared" / "data" / "kto_en_demo.json"
 
 
 def user(text):
@@ -24,10 +25,6 @@ def user(text):
 
 def assistant(text, **more):
     return {"role": "assistant", "content": text, **more}
-
-
-def rows_of(records, **options):
-    return list(normalise(Dataset.from_list(records), RowOptions(**options)))
 
 
 def streamed(records, **options):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastkto.errors import InputError
-from fastkto.labels import LabelReader, as_bool, warn_once
+from fastkto.rows.labels import LabelReader, as_bool, warn_once
 
 Record = dict[str, Any]
 logger = logging.getLogger(__name__)
