@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tolerance import assert_close
 
 from fastkto import oracle
-from fastkto.backends import BACKENDS, choose
+from fastkto.backends import BACKENDS, choose, products
 from fastkto.backends.tiles import TileBackend
 from fastkto.errors import InputError
 from fastkto.head import token_logprobs, token_stats
@@ -30,7 +30,7 @@ def backend(request):
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Several tiles in every direction at test sizes, each tail included."""
-    monkeypatch.setattr(TileBackend, "rows", 5)
+    monkeypatch.setitem(products.ROWS, "cpu", 5)
     monkeypatch.setattr(TileBackend, "columns", 7)
 
 
