@@ -4,9 +4,9 @@ The products are `csrc/`'s own: a position's log-prob and gradient have the same
 number of threads and whichever BLAS torch has. Only the columns of a tile and of a group enter the order of their
 sums, and these depend on the machine's caches, D, V and the dtype.
 
-Scratch is at most 64 MiB whatever N and V, and 1.2 MiB a thread; beside it only 16-bit inputs need more, the float32
-sums behind dX and, in `forward_backward`, dW. `forward_backward` with W trained keeps the logits of one block of rows,
-`block_bytes`.
+Scratch is at most 64 MiB whatever N and V, and 1.2 MiB that each thread keeps; beside it only 16-bit inputs need more,
+the float32 sums behind dX and, in `forward_backward`, dW. `forward_backward` with W trained keeps the logits of one
+block of rows, `block_bytes`.
 float64, which serves checks, takes the passes of the tiles backend.
 """
 
@@ -36,7 +36,6 @@ from fastkto.backends.tiles import TileBackend, concatenate, wider_sums
 MIB = 1 << 20
 COLUMNS = 512  # of a tile, the most that csrc takes
 DEPTH = 256  # of a product's partial sums: groups are multiples, so that their size does not enter dX
-PANELS = 5 * MIB // 4  # bytes that csrc keeps for each thread
 
 
 class Tiling(NamedTuple):
@@ -125,7 +124,7 @@ class NativeBackend(TileBackend):
         return concatenate(outputs, head, stats=stats), sums.gradients(head)
 
     def scratch_bytes(self, head: HeadInputs, wanted: Wanted, cu_seqlens: Sequence[int] | None) -> int:
-        """What each thread keeps, a group of tiles, or the logits of the largest block of rows."""
+        """A group of tiles, or the logits of the largest block of rows."""
         if head.sum_dtype == torch.float64:
             return super().scratch_bytes(head, wanted, cu_seqlens)
         tiling = self.tiling(head)
@@ -136,7 +135,7 @@ class NativeBackend(TileBackend):
         elif wanted.weight and cu_seqlens is not None:
             most = min(self._block_positions(head), 4 * tiling.rows)
             floats = max(floats, largest_block(cu_seqlens, most) * head.weight_VD.shape[0])
-        return 4 * floats + PANELS * torch.get_num_threads() + wider_sums(head, wanted, 4)
+        return 4 * floats + wider_sums(head, wanted, 4)
 
     def _forward(self, head: HeadInputs, *, stats: bool, kept: torch.Tensor | None = None) -> HeadOutputs:
         """With `kept`, the bare products stay there: one group of columns behind the other."""
