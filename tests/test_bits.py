@@ -13,7 +13,7 @@ from fastkto.backends.base import HeadInputs, Wanted
 from fastkto.backends.native import NativeBackend
 from fastkto.backends.tiles import TileBackend
 
-V, N = 1100, 60
+V, N = 700, 60
 TRAINED, FROZEN = Wanted(True, True, False), Wanted(True, False, False)
 
 
@@ -65,11 +65,11 @@ def test_a_position_depends_on_itself_alone(backend, dtype, depth, monkeypatch):
     threads = torch.get_num_threads()
     try:
         for number, pack in enumerate(packs):
-            torch.set_num_threads(1 + number % 2)
+            torch.set_num_threads(2 if number % 10 == 5 else 1)  # beside busy cores a second thread is mostly waiting
             for found, expected in zip(scored(backend, head(pack)), whole, strict=True):
                 assert torch.equal(found, expected[pack]), f"{len(pack)} positions"
         for rows in range(1, 12):
-            torch.set_num_threads(2 - rows % 2)
+            torch.set_num_threads(2 if rows in (3, 8) else 1)
             blocks_of(backend, rows, monkeypatch)
             for found, expected in zip(scored(backend, head(slice(None))), whole, strict=True):
                 assert torch.equal(found, expected), f"blocks of {rows} rows"
