@@ -11,7 +11,7 @@ from fastkto.errors import InputError
 from fastkto.model import unwrap_peft
 from fastkto.packing import PackingCollator
 from fastkto.padding import PaddingCollator
-from fastkto.pairing import PairableSampler
+from fastkto.pairs import PairableSampler
 from fastkto.probe import NO_WEIGHTS, probe_rows, why_not_packed, window_of
 from fastkto.trunk import Forward
 

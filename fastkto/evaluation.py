@@ -11,7 +11,7 @@ from fastkto.batching import pairable_sampler
 from fastkto.config import KTOConfig
 from fastkto.memory import naming_the_batch
 from fastkto.metrics import Meter
-from fastkto.pairing import PairableStream
+from fastkto.pairs import PairableStream
 from fastkto.prepare import Prepared
 
 if TYPE_CHECKING:

@@ -7,10 +7,11 @@ from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from fastkto.balance import auto_desirable_weight, batch_size_for, obeys_rule, one_class_share, weight_range
 from fastkto.config import KTOConfig
 from fastkto.errors import InputError, require
-from fastkto.pairing import PairableStream, check_pairable
+from fastkto.pairs import PairableStream
+from fastkto.pairs.balance import auto_desirable_weight, batch_size_for, obeys_rule, one_class_share, weight_range
+from fastkto.pairs.conflicts import check_pairable
 from fastkto.rows import RowOptions, normalise, tokenize
 
 logger = logging.get_logger(__name__)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fastkto.balance import auto_desirable_weight, batch_size_for, obeys_rule, one_class_share, weight_range
 from fastkto.errors import require
 from fastkto.padding import PaddingCollator
-from fastkto.pairing import PairableSampler, pair
+from fastkto.pairs import PairableSampler, pair
+from fastkto.pairs.balance import auto_desirable_weight, batch_size_for, obeys_rule, one_class_share, weight_range
 from fastkto.rows import RowOptions, normalise
 from fastkto.rows.normalise import label_ties
 from fastkto.rows.tokens import TokenReport, tokenize_with_report

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fastkto.errors import InputError
-from fastkto.pairing import pair
+from fastkto.pairs import pair
 from fastkto.rows.tokens import prompt_key
 
 

@@ -32,7 +32,7 @@ from fastkto.loading import (
 from fastkto.memory import naming_the_batch
 from fastkto.metrics import Meter, step_sums
 from fastkto.model import aux_loss_coef, check_head, disable_dropout, install_scorer, unwrap_peft
-from fastkto.pairing import PairableSampler
+from fastkto.pairs import PairableSampler
 from fastkto.plan import what_fits
 from fastkto.prepare import prepare
 from fastkto.reference import Reference, open_cache

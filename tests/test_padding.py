@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fastkto.errors import InputError
 from fastkto.padding import PaddedBatch, PaddingCollator
-from fastkto.pairing import pair
+from fastkto.pairs import pair
 from fastkto.rows.tokens import prompt_key
 from fastkto.streams import row_key
 

@@ -8,10 +8,10 @@ from datasets import Dataset, IterableDataset
 from tiny import tiny_tokenizer
 from torch.utils.data import DataLoader
 
-from fastkto.balance import batch_size_for
 from fastkto.errors import InputError
 from fastkto.padding import PaddingCollator
-from fastkto.pairing import PairableSampler
+from fastkto.pairs import PairableSampler
+from fastkto.pairs.balance import batch_size_for
 from fastkto.preview import preview, render
 from fastkto.rows import RowOptions, normalise, read_rows
 from fastkto.rows.tokens import tokenize

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastkto.conflicts import check_pairable, conflicts, excess
 from fastkto.errors import InputError
-from fastkto.pairing import pair
+from fastkto.pairs import pair
+from fastkto.pairs.conflicts import check_pairable, conflicts, excess
 
 columns = st.integers(2, 12).flatmap(
     lambda n: st.tuples(

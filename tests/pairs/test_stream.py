@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from fastkto.errors import InputError
-from fastkto.pairing import PairableStream, pair, pairable
+from fastkto.pairs import PairableStream, pair
+from fastkto.pairs.stream import pairable
 
 
 def rows_of(keys, conversations=None):

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import Sampler
 
-from fastkto.conflicts import capacity, check_pairable, unpairable
 from fastkto.errors import InputError
-from fastkto.repair import make_pairable
+from fastkto.pairs.conflicts import capacity, check_pairable, unpairable
+from fastkto.pairs.repair import make_pairable
 
 STRATEGIES = ("random", "sequential", "stratified", "group_by_length")
 MEGABATCH = 50

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from fastkto.conflicts import conflicts
 from fastkto.errors import InputError
+from fastkto.pairs.conflicts import conflicts
 
 Row = TypeVar("Row")
 Key = Callable[[Any], int]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastkto.balance import auto_desirable_weight, batch_size_for, obeys_rule, one_class_share, weight_range
 from fastkto.errors import InputError
+from fastkto.pairs.balance import auto_desirable_weight, batch_size_for, obeys_rule, one_class_share, weight_range
 
 counts = st.integers(1, 10**6)
 weights = st.floats(0.01, 100)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch.utils.data import BatchSampler
 
 from fastkto.errors import InputError
-from fastkto.pairing import PairableSampler, pair
-from fastkto.repair import make_pairable
-from fastkto.sampling import STRATEGIES
+from fastkto.pairs import PairableSampler, pair
+from fastkto.pairs.repair import make_pairable
+from fastkto.pairs.sampler import STRATEGIES
 
 
 def cut(rows, size):

@@ -3,8 +3,8 @@
 import random
 from collections.abc import Iterator, Sequence
 
-from fastkto.conflicts import conflicts, excess, unpairable
-from fastkto.donors import find_donors
+from fastkto.pairs.conflicts import conflicts, excess, unpairable
+from fastkto.pairs.matching import find_donors
 
 KICKS = 200
 
