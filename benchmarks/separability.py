@@ -19,15 +19,15 @@ import torch
 from rows import ON_CPU, arguments, case_of, settings
 from transformers import TrainerCallback
 
+from fastkto.batch import PackingCollator
+from fastkto.batch.targets_and_kl import streams
 from fastkto.bench.machine import machine
 from fastkto.bench.systems import Setting
 from fastkto.bench.worker import peak_gib
 from fastkto.head import token_stats
 from fastkto.kto import kto_of_token_stats
 from fastkto.model import install_scorer
-from fastkto.packing import PackingCollator
 from fastkto.step import LossSettings, kto_step, row_logps
-from fastkto.streams import streams
 from fastkto.trunk import Forward, Scored, run
 
 SETTINGS = LossSettings(beta=0.001, desirable_weight=1.0, undesirable_weight=1.0, loss_type="kto")

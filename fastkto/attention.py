@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AttentionInterface
 
 from fastkto import segments, varlen
-from fastkto.layout import Part
+from fastkto.batch.layout import Part
 from fastkto.segments import Scores
 
 NAME = "fastkto_packed"

@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fastkto import heap
 from fastkto.attention import CannotPack, packed_attention
-from fastkto.layout import Layout, Part, Stash
+from fastkto.batch.layout import Layout, Part, Stash
 
 
 def packed_forward(layout: Layout) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from fastkto import heap
 from fastkto.attention import CannotPack
+from fastkto.batch import PackingCollator, PaddingCollator
 from fastkto.config import KTOConfig
 from fastkto.engines import shards
 from fastkto.errors import InputError
@@ -19,8 +20,6 @@ from fastkto.fake_step import FakeStep
 from fastkto.footprint import GRADIENTS, OPTIMIZER, PARTS, REFERENCE, WEIGHTS, Footprint
 from fastkto.loading import policy_and_reference
 from fastkto.model import is_peft_model, unwrap_peft
-from fastkto.packing import PackingCollator
-from fastkto.padding import PaddingCollator
 
 if TYPE_CHECKING:
     from peft import PeftConfig

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fastkto.batch import PaddingCollator
+from fastkto.batch.targets_and_kl import row_key
 from fastkto.errors import require
-from fastkto.padding import PaddingCollator
 from fastkto.pairs import PairableSampler, pair
 from fastkto.pairs.balance import auto_desirable_weight, batch_size_for, obeys_rule, one_class_share, weight_range
 from fastkto.rows import RowOptions, normalise
 from fastkto.rows.normalise import label_ties
 from fastkto.rows.tokens import TokenReport, tokenize_with_report
-from fastkto.streams import row_key
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

@@ -15,11 +15,10 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fastkto.attention import CannotPack
+from fastkto.batch import PackingCollator, PaddingCollator
 from fastkto.engines import absent
 from fastkto.errors import InputError
 from fastkto.model import is_peft_model, unwrap_peft
-from fastkto.packing import PackingCollator
-from fastkto.padding import PaddingCollator
 from fastkto.step import row_logps
 from fastkto.trunk import Batch, Forward
 

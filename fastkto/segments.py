@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from fastkto.layout import Layout
+from fastkto.batch import Layout
 
 
 class Scores(NamedTuple):

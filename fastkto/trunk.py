@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from fastkto.batch import Layout
 from fastkto.config import KTOConfig
 from fastkto.layer_split import packed_forward
-from fastkto.layout import Layout
 from fastkto.model import Head, aux_loss_coef, find_head, unwrap_peft
 
 Batch = dict[str, Any]

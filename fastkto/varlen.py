@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.nn.attention.varlen import varlen_attn
 
-from fastkto.layout import Layout
+from fastkto.batch import Layout
 from fastkto.segments import Scores
 
 _TAKES = inspect.signature(varlen_attn).parameters.keys()

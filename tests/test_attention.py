@@ -11,7 +11,7 @@ from tolerance import assert_close
 
 from fastkto import attention, segments, varlen
 from fastkto.attention import CannotPack
-from fastkto.layout import Part, Stash
+from fastkto.batch.layout import Part, Stash
 from fastkto.segments import Scores
 
 WIDTH = 8

@@ -10,11 +10,10 @@ from training import config, trainer
 from transformers import MambaConfig, MambaForCausalLM
 
 from fastkto import batching, probe
+from fastkto.batch import PackingCollator, PaddingCollator
 from fastkto.batching import LOOKED_AT, choose_collator
 from fastkto.errors import InputError
 from fastkto.model import install_scorer
-from fastkto.packing import PackingCollator
-from fastkto.padding import PaddingCollator
 from fastkto.trunk import Forward
 
 DATA = rows([(5, 9), (1, 1), (14, 3), (2, 30), (3, 1)])

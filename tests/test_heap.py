@@ -9,8 +9,8 @@ from families import family
 from test_packed_models import LENGTHS, rows
 
 from fastkto import heap, layer_split
+from fastkto.batch import PackingCollator
 from fastkto.model import install_scorer
-from fastkto.packing import PackingCollator
 from fastkto.step import row_logps
 from fastkto.trunk import Forward
 

@@ -11,10 +11,8 @@ from test_packed_models import LENGTHS, assert_same_step, rows, step, step_alone
 from tolerance import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from fastkto.layout import Layout
+from fastkto.batch import Layout, PackingCollator, PaddingCollator
 from fastkto.model import install_scorer
-from fastkto.packing import PackingCollator
-from fastkto.padding import PaddingCollator
 from fastkto.step import row_logps
 from fastkto.trunk import Forward
 

@@ -11,7 +11,7 @@ from test_packed_models import LENGTHS, assert_same_step, step
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
 
 from fastkto import layer_split
-from fastkto.layout import Stash
+from fastkto.batch.layout import Stash
 from fastkto.model import install_scorer
 from fastkto.step import row_logps
 from fastkto.trunk import Forward

@@ -7,12 +7,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tolerance import assert_close
 
+from fastkto.batch import PackingCollator, PaddingCollator
+from fastkto.batch.targets_and_kl import streams
 from fastkto.loss import kto_loss
 from fastkto.model import find_head, install_scorer
-from fastkto.packing import PackingCollator
-from fastkto.padding import PaddingCollator
 from fastkto.step import LossSettings, kto_step, row_logps
-from fastkto.streams import streams
 from fastkto.trunk import Forward
 
 SETTINGS = LossSettings(0.3, 1.4, 0.8, "kto")

@@ -197,7 +197,8 @@ def test_equals_trl_where_the_clamp_bites(tmp_path):
 
 def rotated_by_two(monkeypatch):
     monkeypatch.setattr(
-        "fastkto.streams.pair", lambda keys, conversations=None: [(i - 2) % len(keys) for i in range(len(keys))]
+        "fastkto.batch.targets_and_kl.pair",
+        lambda keys, conversations=None: [(i - 2) % len(keys) for i in range(len(keys))],
     )
 
 

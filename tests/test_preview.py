@@ -8,8 +8,8 @@ from datasets import Dataset, IterableDataset
 from tiny import tiny_tokenizer
 from torch.utils.data import DataLoader
 
+from fastkto.batch import PaddingCollator
 from fastkto.errors import InputError
-from fastkto.padding import PaddingCollator
 from fastkto.pairs import PairableSampler
 from fastkto.pairs.balance import batch_size_for
 from fastkto.preview import preview, render

@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
 
 from fastkto import attention, probe, segments
+from fastkto.batch import PackingCollator
 from fastkto.model import install_scorer, unwrap_peft
-from fastkto.packing import PackingCollator
 from fastkto.probe import probe_rows, why_not_packed, window_of
 from fastkto.trunk import Forward
 

@@ -6,7 +6,7 @@ from tiny import layout_of
 from tolerance import assert_close
 
 from fastkto import segments, varlen
-from fastkto.layout import Layout
+from fastkto.batch import Layout
 from fastkto.segments import Scores
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 import torch
 
-from fastkto.streams import row_keys, streams
+from fastkto.batch.targets_and_kl import row_keys, streams
 
 
 class PaddedBatch(TypedDict, total=False):

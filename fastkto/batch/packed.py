@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastkto.streams import row_keys, streams
+from fastkto.batch.targets_and_kl import row_keys, streams
 
 
 class PackingCollator:

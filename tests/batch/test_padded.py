@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastkto.batch.padded import PaddedBatch, PaddingCollator
+from fastkto.batch.targets_and_kl import row_key
 from fastkto.errors import InputError
-from fastkto.padding import PaddedBatch, PaddingCollator
 from fastkto.pairs import pair
 from fastkto.rows.tokens import prompt_key
-from fastkto.streams import row_key
 
 PAD = 99
 token = st.integers(0, 40)

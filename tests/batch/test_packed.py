@@ -7,10 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastkto.batch import Layout, PackingCollator, PaddingCollator
 from fastkto.errors import InputError
-from fastkto.layout import Layout
-from fastkto.packing import PackingCollator
-from fastkto.padding import PaddingCollator
 
 HOST = {"cu_seqlens", "row_keys", "KL_cu_seqlens", "KL_row_keys", "num_tokens"}
 token = st.integers(0, 40)
