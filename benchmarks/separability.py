@@ -25,7 +25,7 @@ from fastkto.bench.machine import machine
 from fastkto.bench.systems import Setting
 from fastkto.bench.worker import peak_gib
 from fastkto.head import token_stats
-from fastkto.kto import kto_of_token_stats
+from fastkto.head.fused_kto import kto_of_token_stats
 from fastkto.model import install_scorer
 from fastkto.step import LossSettings, kto_step, row_logps
 from fastkto.trunk import Forward, Scored, run

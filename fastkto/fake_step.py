@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from fastkto.backends import choose
-from fastkto.backends.base import Backend, HeadInputs, Wanted
 from fastkto.config import KTOConfig, mixed_precision
 from fastkto.footprint import GRADIENTS, HEAD, KEPT, Footprint
-from fastkto.head import module_token_stats
+from fastkto.head.backends import choose
+from fastkto.head.backends.base import Backend, HeadInputs, Wanted
+from fastkto.head.logprobs import module_token_stats
 from fastkto.model import evaluating, install_scorer, unwrap_peft
 from fastkto.reference import reference_adapter
 from fastkto.trunk import Batch, Forward, Scored, forwards, run

@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.utils import logging
 
 from fastkto.errors import InputError
-from fastkto.kto import FusedKTO
+from fastkto.head.fused_kto import FusedKTO
 
 logger = logging.get_logger(__name__)
 

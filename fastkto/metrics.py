@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastkto.kto import FusedKTO, row_sums
+from fastkto.head.fused_kto import FusedKTO, row_sums
 
 SATURATED = 3.6368929  # |u| from which sigmoid(u) * sigmoid(-u) is below a tenth of its maximum of 1/4
 

@@ -19,7 +19,7 @@ def report(run_dir: str | Path) -> Path:
     """Draw `run_dir`/metrics.jsonl as `run_dir`/report.png, and return its path.
 
     Rewards and margin are beta times a difference of log-probs; kl and kl/raw are nats: z0 after and before its
-    clamp at zero, equation (4) of `fastkto.loss`. A step without a row of one class has no point for that class.
+    clamp at zero, equation (4) of `fastkto.losses.kto`. A step without a row of one class has no point for that class.
 
     Raises InputError where there is no metrics.jsonl, or no training step in it; MissingExtra without matplotlib.
     """

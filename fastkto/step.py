@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastkto.head import TokenStats, module_token_stats, token_stats
-from fastkto.kto import FusedKTO, fused_linear_kto, kto_of_token_stats, row_sums
+from fastkto.head.fused_kto import FusedKTO, fused_linear_kto, kto_of_token_stats, row_sums
+from fastkto.head.logprobs import TokenStats, module_token_stats, token_stats
 from fastkto.model import Head
 from fastkto.trunk import Batch, Forward, Scored, forwards, keep_company, run
 

@@ -9,7 +9,6 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction, has_length
 
-from fastkto.backends import choose
 from fastkto.batching import choose_collator, pairable_sampler
 from fastkto.callbacks import CollapseWatch, LogAtCheckpoint, MetricsFile, MovingReference, SamplerEpoch
 from fastkto.checkpoints import check_fits, checkpoint_folder, written_to_its_end
@@ -19,6 +18,7 @@ from fastkto.engines import prepare_frozen, refuse_data_parallel, running, shard
 from fastkto.errors import InputError
 from fastkto.evaluation import Evaluation
 from fastkto.finite import FiniteWatch
+from fastkto.head.backends import choose
 from fastkto.interruption import Interruption
 from fastkto.loading import (
     check_reference,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tolerance import assert_close, assert_within
 
-from fastkto.kto import FusedKTO
-from fastkto.loss import class_sums
+from fastkto.head.fused_kto import FusedKTO
+from fastkto.losses.kto import class_sums
 from fastkto.metrics import SATURATED, Meter, step_sums
 
 

@@ -9,7 +9,7 @@ from tolerance import assert_close
 
 from fastkto.batch import PackingCollator, PaddingCollator
 from fastkto.batch.targets_and_kl import streams
-from fastkto.loss import kto_loss
+from fastkto.losses.kto import kto_loss
 from fastkto.model import find_head, install_scorer
 from fastkto.step import LossSettings, kto_step, row_logps
 from fastkto.trunk import Forward

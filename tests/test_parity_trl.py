@@ -212,7 +212,7 @@ def reference_for_the_kl_rows_only(monkeypatch):
 
 
 def no_clamp(monkeypatch):
-    monkeypatch.setattr("fastkto.backends.epilogue.clamped_mean", lambda both: both[0] / both[1])
+    monkeypatch.setattr("fastkto.head.backends.loss_terms.clamped_mean", lambda both: both[0] / both[1])
 
 
 @pytest.mark.parametrize(

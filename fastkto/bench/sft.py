@@ -10,9 +10,9 @@ import torch
 from torch.autograd.function import once_differentiable
 from transformers import Trainer
 
-from fastkto.backends import choose
-from fastkto.backends.base import Wanted
-from fastkto.head import prepare
+from fastkto.head.backends import choose
+from fastkto.head.backends.base import Wanted
+from fastkto.head.logprobs import prepare
 from fastkto.trainer import KTOTrainer
 from fastkto.trunk import Scored, run
 

@@ -94,7 +94,7 @@ def describe_device(device: Any) -> dict[str, str]:
 
 def backends(device: Any) -> list[dict[str, Any]]:
     """Each backend of the head: whether "auto" takes it on this device, and why or why not."""
-    from fastkto.backends import BACKENDS, choose
+    from fastkto.head.backends import BACKENDS, choose
 
     chosen, found = choose("auto", device).name, []
     for name, backend in BACKENDS.items():

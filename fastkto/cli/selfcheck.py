@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastkto import oracle
-from fastkto.backends import BACKENDS
-from fastkto.kto import fused_linear_kto
+from fastkto.head import fused_linear_kto, oracle
+from fastkto.head.backends import BACKENDS
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LENGTHS, KL_LENGTHS = (33, 1, 70, 24), (1, 70, 24, 33)  # ragged, and no multiple of a tile

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from fastkto.backends import choose
-from fastkto.backends.base import Backend, HeadInputs, Wanted
-from fastkto.backends.epilogue import RowSums, Settings, Terms
-from fastkto.backends.row_blocks import spread
 from fastkto.errors import InputError
-from fastkto.head import TokenStats, prepare, token_logprobs
-from fastkto.loss import check_loss_arguments, check_pairs, class_sums, kto_loss, no_pairs
+from fastkto.head.backends import choose
+from fastkto.head.backends.base import Backend, HeadInputs, Wanted
+from fastkto.head.backends.blocks import spread
+from fastkto.head.backends.loss_terms import RowSums, Settings, Terms
+from fastkto.head.logprobs import TokenStats, prepare, token_logprobs
+from fastkto.losses.kto import check_loss_arguments, check_pairs, class_sums, kto_loss, no_pairs
 
 
 class FusedKTO(NamedTuple):

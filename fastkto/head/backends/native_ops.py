@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from fastkto.backends.base import HeadInputs, HeadOutputs
-from fastkto.backends.products import operand
+from fastkto.head.backends.base import HeadInputs, HeadOutputs
+from fastkto.head.backends.products import operand
 
-PACKAGE = Path(__file__).parent.parent
+PACKAGE = Path(__file__).parents[2]
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 USUAL_CACHE_BYTES = {2: 1 << 20, 3: 16 << 20}
 FEWEST_ROWS = 16  # with fewer a BLAS may sum in another order, and logps would depend on the rows beside them

@@ -2,64 +2,14 @@
 
 import pytest
 import torch
+from heads import LOSS, POSITIONAL, SERVING, TRAINED, batch, poisoned_memory, run, small_tiles  # noqa: F401 - fixtures
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_head import SERVING, poisoned_memory, small_tiles  # noqa: F401 - fixtures
 from tolerance import assert_close
 
-from fastkto import oracle
-from fastkto.backends.tiles import TileBackend
 from fastkto.errors import InputError
-from fastkto.kto import fused_linear_kto
-
-
-def batch(lengths, kl_lengths=None, *, d=8, v=30, dtype=torch.float32, seed=0, bias=False):
-    """A micro-batch with k around +1, so that the clamp does not hide z0."""
-    torch.manual_seed(seed)
-    kl_lengths = lengths[::-1] if kl_lengths is None else kl_lengths
-
-    def stream(sizes):
-        bounds = [0]
-        for size in sizes:
-            bounds.append(bounds[-1] + size)
-        return torch.randn(bounds[-1], d, dtype=dtype), torch.randint(0, v, (bounds[-1],)), bounds
-
-    hidden, targets, bounds = stream(lengths)
-    kl_hidden, kl_targets, kl_bounds = stream(kl_lengths)
-    weight = torch.randn(v, d, dtype=dtype)
-    b = torch.randn(v, dtype=dtype) if bias else None
-    near = oracle.row_sums(oracle.token_logprobs(hidden, weight, targets, bias=b).double(), bounds)
-    kl_near = oracle.row_sums(oracle.token_logprobs(kl_hidden, weight, kl_targets, bias=b).double(), kl_bounds)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    return {
-        "hidden": hidden,
-        "weight": weight,
-        "targets": targets,
-        "cu_seqlens": bounds,
-        "labels": torch.arange(len(lengths)) % 3 != 0,
-        "ref_logps": (near + torch.randn(len(lengths))).to(wide),
-        "kl_hidden": kl_hidden,
-        "kl_targets": kl_targets,
-        "kl_cu_seqlens": kl_bounds,
-        "ref_kl_logps": (kl_near - 1 + 0.1 * torch.randn(len(kl_lengths))).to(wide),
-        "bias": b,
-    }
-
-
-LOSS = {"beta": 0.3, "desirable_weight": 1.7, "undesirable_weight": 0.6}
-
-
-def run(function, inputs, trained, **kwargs):
-    inputs = dict(inputs)
-    leaves = {name: inputs[name].clone().requires_grad_() for name in trained if inputs[name] is not None}
-    inputs.update(leaves)
-    out = function(*[inputs.pop(k) for k in POSITIONAL], **inputs, **kwargs)
-    (3 * out.loss).backward()
-    return out, {name: leaf.grad for name, leaf in leaves.items()}
-
-
-POSITIONAL = ("hidden", "weight", "targets", "cu_seqlens", "labels", "ref_logps")
-TRAINED = (("hidden",), ("hidden", "weight"), ("hidden", "weight", "bias"), ("weight",))
+from fastkto.head import fused_linear_kto, oracle
+from fastkto.head.backends.tiles import TileBackend
 
 
 @pytest.mark.parametrize("backend", SERVING)

@@ -5,8 +5,8 @@ A backend is passed by name. Absent results are empty tensors, because an op ret
 
 import torch
 
-from fastkto.backends import BACKENDS
-from fastkto.backends.base import HeadGradients, HeadInputs, HeadOutputs, Wanted
+from fastkto.head.backends import BACKENDS
+from fastkto.head.backends.base import HeadGradients, HeadInputs, HeadOutputs, Wanted
 
 
 def run_forward(backend: str, head: HeadInputs, *, stats: bool, unit_dx: bool) -> HeadOutputs:

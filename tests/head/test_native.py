@@ -8,20 +8,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from heads import (
+    LOSS,
+    OPTIONS,
+    TRAINED,
+    batch,
+    case,
+    compare,
+    gradients,
+    poisoned_memory,  # noqa: F401 - fixture
+    run,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_head import OPTIONS, case, compare, gradients, poisoned_memory  # noqa: F401 - fixture
-from test_kto import LOSS, TRAINED, batch, run
 from tolerance import assert_close, assert_within
 
-from fastkto import oracle
-from fastkto.backends import native_ops
-from fastkto.backends.base import HeadInputs, Wanted
-from fastkto.backends.native import NativeBackend, Tiling
-from fastkto.head import token_logprobs, token_stats
-from fastkto.kto import fused_linear_kto
+from fastkto.head import fused_linear_kto, oracle, token_logprobs, token_stats
+from fastkto.head.backends import native_ops
+from fastkto.head.backends.base import HeadInputs, Wanted
+from fastkto.head.backends.native import NativeBackend, Tiling
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 REASON = NativeBackend().unavailable(torch.device("cpu"))
 # The library is optional: an install without a compiler has no native backend to test.
 needs_library = pytest.mark.skipif(REASON is not None, reason=f"native backend: {REASON}")

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from test_head import SERVING
-from test_kto import LOSS, POSITIONAL, batch
+from heads import LOSS, POSITIONAL, SERVING, batch
 from tolerance import assert_close
 
-from fastkto import oracle
-from fastkto.backends import BACKENDS
-from fastkto.backends.tiles import TileBackend
-from fastkto.kto import fused_linear_kto, row_sums
+from fastkto.head import oracle
+from fastkto.head.backends import BACKENDS
+from fastkto.head.backends.tiles import TileBackend
+from fastkto.head.fused_kto import fused_linear_kto, row_sums
 
 
 @pytest.mark.parametrize("backend", SERVING)

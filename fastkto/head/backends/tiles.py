@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from fastkto.backends.base import Coefficients, HeadGradients, HeadInputs, HeadOutputs, Wanted
-from fastkto.backends.epilogue import Epilogue
-from fastkto.backends.products import accumulate, cast, logit_slope, logits_tile, operand, product, slice_sum
-from fastkto.backends.row_blocks import largest_block, row_blocks, spread
+from fastkto.head.backends.base import Coefficients, HeadGradients, HeadInputs, HeadOutputs, Wanted
+from fastkto.head.backends.blocks import largest_block, row_blocks, spread
+from fastkto.head.backends.loss_terms import Epilogue
+from fastkto.head.backends.products import accumulate, cast, logit_slope, logits_tile, operand, product, slice_sum
 
 
 @dataclass

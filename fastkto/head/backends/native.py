@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import torch
 
-from fastkto.backends.base import Coefficients, HeadGradients, HeadInputs, HeadOutputs, Wanted
-from fastkto.backends.epilogue import RowSums, plain_row_sums
-from fastkto.backends.native_ops import (
+from fastkto.head.backends.base import Coefficients, HeadGradients, HeadInputs, HeadOutputs, Wanted
+from fastkto.head.backends.blocks import largest_block, row_blocks, spread
+from fastkto.head.backends.loss_terms import RowSums, plain_row_sums
+from fastkto.head.backends.native_ops import (
     Columns,
     Statistics,
     cache_bytes,
@@ -24,9 +25,8 @@ from fastkto.backends.native_ops import (
     padded,
     widened,
 )
-from fastkto.backends.products import cast, logit_slope, operand
-from fastkto.backends.row_blocks import largest_block, row_blocks, spread
-from fastkto.backends.tiles import TileBackend, concatenate, wider_sums
+from fastkto.head.backends.products import cast, logit_slope, operand
+from fastkto.head.backends.tiles import TileBackend, concatenate, wider_sums
 
 MIB = 1 << 20
 SCRATCH = 32 * MIB  # for the tiles of all threads together

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastkto.loss import KTOLoss, kto_loss
+from fastkto.losses.kto import KTOLoss, kto_loss
 
 
 def logits(

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from fastkto.backends.base import Coefficients, HeadGradients, HeadInputs, HeadOutputs, Wanted
-from fastkto.backends.epilogue import RowSums, Settings, Terms
-from fastkto.backends.row_blocks import largest_block, row_blocks, spread
+from fastkto.head.backends.base import Coefficients, HeadGradients, HeadInputs, HeadOutputs, Wanted
+from fastkto.head.backends.blocks import largest_block, row_blocks, spread
+from fastkto.head.backends.loss_terms import RowSums, Settings, Terms
 
 
 class TritonBackend:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tolerance import assert_close
 
 from fastkto.errors import InputError
-from fastkto.loss import kto_loss, logp_gradients, reference_point, row_weights
+from fastkto.losses.kto import kto_loss, logp_gradients, reference_point, row_weights
 
 LOGPS = st.floats(-80, 0)
 

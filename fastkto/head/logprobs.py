@@ -10,10 +10,10 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from fastkto.backends import chosen_name
-from fastkto.backends.base import HeadInputs, Wanted
-from fastkto.backends.ops import run_backward, run_forward
 from fastkto.errors import InputError
+from fastkto.head.backends import chosen_name
+from fastkto.head.backends.base import HeadInputs, Wanted
+from fastkto.head.ops import run_backward, run_forward
 
 IGNORE_INDEX = -100
 

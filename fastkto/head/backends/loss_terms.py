@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from fastkto.loss import clamped_mean, class_sums, logp_gradients, row_weights, sum_and_count, utilities
+from fastkto.losses.kto import clamped_mean, class_sums, logp_gradients, row_weights, sum_and_count, utilities
 
 
 class Settings(NamedTuple):
@@ -46,7 +46,7 @@ class Terms(NamedTuple):
     coefficients_B: torch.Tensor
     """d loss / d logp, eq. (7)."""
     class_sums: torch.Tensor
-    """(6,) `fastkto.loss.class_sums`."""
+    """(6,) `fastkto.losses.kto.class_sums`."""
 
 
 class Epilogue:

@@ -2,11 +2,11 @@
 
 import torch
 
-from fastkto.backends.base import Backend
-from fastkto.backends.native import NativeBackend
-from fastkto.backends.tiles import TileBackend
-from fastkto.backends.triton import TritonBackend
 from fastkto.errors import InputError
+from fastkto.head.backends.base import Backend
+from fastkto.head.backends.native import NativeBackend
+from fastkto.head.backends.tiles import TileBackend
+from fastkto.head.backends.triton import TritonBackend
 
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (TritonBackend(), NativeBackend(), TileBackend())}
 """By name, the preferred first."""

@@ -1,81 +1,20 @@
 """The head against the oracle: every backend, ragged shapes, gradients always."""
 
-import itertools
-
 import pytest
 import torch
+from heads import CPU, OPTIONS, SERVING, case, compare, poisoned_memory, small_tiles  # noqa: F401 - fixtures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerance import assert_close
 
-from fastkto import oracle
-from fastkto.backends import BACKENDS, choose
-from fastkto.backends.tiles import TileBackend
 from fastkto.errors import InputError
-from fastkto.head import token_logprobs, token_stats
-
-CPU = torch.device("cpu")
-SERVING = [name for name, backend in BACKENDS.items() if backend.unavailable(CPU) is None]
-OPTIONS = [
-    {"bias": bias, "softcap": softcap, "scale": scale}
-    for bias, softcap, scale in itertools.product((False, True), (None, 5.0), (1.0, 0.25))
-]
+from fastkto.head import oracle, token_logprobs, token_stats
+from fastkto.head.backends import choose
 
 
 @pytest.fixture(params=SERVING)
 def backend(request):
     return request.param
-
-
-@pytest.fixture(autouse=True)
-def small_tiles(monkeypatch):
-    """Several tiles in every direction at test sizes, each tail included."""
-    monkeypatch.setattr(TileBackend, "rows", 5)
-    monkeypatch.setattr(TileBackend, "columns", 7)
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory():
-    """Uninitialised memory is NaN: a kernel that reads what it did not write shows."""
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def case(n, d, v, dtype=torch.float32, bias=False, seed=0, spread=1.0):
-    torch.manual_seed(seed)
-    hidden = torch.randn(n, d, dtype=dtype) * spread
-    weight = torch.randn(v, d, dtype=dtype)
-    targets = torch.randint(0, v, (n,))
-    return hidden, weight, targets, (torch.randn(v, dtype=dtype) if bias else None)
-
-
-def gradients(function, inputs, upstream):
-    leaves = [None if x is None else x.clone().requires_grad_() for x in inputs]
-    out = function(*leaves)
-    out.backward(upstream.to(out.dtype))
-    return out.detach(), [None if x is None else x.grad for x in leaves]
-
-
-def compare(backend, hidden, weight, targets, bias, softcap, scale):
-    upstream = torch.linspace(-1, 2, hidden.shape[0])
-
-    def ours(h, w, b):
-        return token_logprobs(h, w, targets, bias=b, softcap=softcap, scale=scale, backend=backend)
-
-    def reference(h, w, b):
-        return oracle.token_logprobs(h, w, targets, bias=b, softcap=softcap, scale=scale)
-
-    inputs = (hidden, weight, bias)
-    ours_out, ours_grads = gradients(ours, inputs, upstream)
-    torch_out, torch_grads = gradients(reference, inputs, upstream)
-    wide = tuple(None if x is None else x.double() for x in inputs)
-    oracle_out, oracle_grads = gradients(reference, wide, upstream)
-    assert_close(ours_out, oracle_out, torch_out, name="logps")
-    for name, g, o, t in zip(("hidden", "weight", "bias"), ours_grads, oracle_grads, torch_grads, strict=True):
-        if g is not None:
-            assert_close(g, o, t, name=f"d {name}")
 
 
 @pytest.mark.parametrize("options", OPTIONS)

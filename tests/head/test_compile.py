@@ -5,8 +5,8 @@ import torch
 from tolerance import assert_close
 from torch import nn
 
-from fastkto.backends import BACKENDS
 from fastkto.head import token_stats
+from fastkto.head.backends import BACKENDS
 
 CPU = torch.device("cpu")
 SERVING = [name for name, backend in BACKENDS.items() if backend.unavailable(CPU) is None]

@@ -2,7 +2,7 @@
 
 import torch
 
-from fastkto.backends.base import HeadInputs
+from fastkto.head.backends.base import HeadInputs
 
 
 def operand(x: torch.Tensor, head: HeadInputs) -> torch.Tensor:

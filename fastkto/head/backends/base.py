@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from fastkto.backends.epilogue import RowSums, Settings, Terms
+from fastkto.head.backends.loss_terms import RowSums, Settings, Terms
 
 
 @dataclass(frozen=True)
