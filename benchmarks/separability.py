@@ -26,9 +26,9 @@ from fastkto.bench.systems import Setting
 from fastkto.bench.worker import peak_gib
 from fastkto.head import token_stats
 from fastkto.head.fused_kto import kto_of_token_stats
-from fastkto.model import install_scorer
 from fastkto.step import LossSettings, kto_step, row_logps
-from fastkto.trunk import Forward, Scored, run
+from fastkto.trunk.modules import install_scorer
+from fastkto.trunk.run import Forward, Scored, run
 
 SETTINGS = LossSettings(beta=0.001, desirable_weight=1.0, undesirable_weight=1.0, loss_type="kto")
 REFERENCE = -300.0  # nats of every row: a stand-in, so that only the policy is timed

@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from fastkto.disk import writing
 from fastkto.errors import InputError
-from fastkto.model import is_peft_model
+from fastkto.trunk.modules import is_peft_model
 
 logger = logging.get_logger(__name__)
 

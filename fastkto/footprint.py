@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
-from fastkto import heap
+from fastkto.trunk import heap
 
 WEIGHTS, REFERENCE, GRADIENTS, OPTIMIZER = "weights", "reference", "gradients", "optimizer state"
 KEPT, WORK, HEAD, HOLES = "kept for the backward", "work of one layer", "head", "holes in the heap"

@@ -10,8 +10,6 @@ import torch
 from torch.utils._pytree import tree_map_only
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from fastkto import heap
-from fastkto.attention import CannotPack
 from fastkto.batch import PackingCollator, PaddingCollator
 from fastkto.config import KTOConfig
 from fastkto.engines import shards
@@ -19,7 +17,9 @@ from fastkto.errors import InputError
 from fastkto.fake_step import FakeStep
 from fastkto.footprint import GRADIENTS, OPTIMIZER, PARTS, REFERENCE, WEIGHTS, Footprint
 from fastkto.loading import policy_and_reference
-from fastkto.model import is_peft_model, unwrap_peft
+from fastkto.trunk import heap
+from fastkto.trunk.attention import CannotPack
+from fastkto.trunk.modules import is_peft_model, unwrap_peft
 
 if TYPE_CHECKING:
     from peft import PeftConfig

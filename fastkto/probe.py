@@ -14,13 +14,13 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from fastkto.attention import CannotPack
 from fastkto.batch import PackingCollator, PaddingCollator
 from fastkto.engines import absent
 from fastkto.errors import InputError
-from fastkto.model import is_peft_model, unwrap_peft
 from fastkto.step import row_logps
-from fastkto.trunk import Batch, Forward
+from fastkto.trunk.attention import CannotPack
+from fastkto.trunk.modules import is_peft_model, unwrap_peft
+from fastkto.trunk.run import Batch, Forward
 
 ROWS, LENGTH = 4, 256  # a few short rows: the probe must need less memory than the step that it precedes
 NO_WEIGHTS = "its weights are not here to try it"

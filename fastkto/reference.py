@@ -17,9 +17,9 @@ from transformers.utils import logging
 from fastkto.engines import shards, whole
 from fastkto.errors import InputError
 from fastkto.logp_cache import LogpCache
-from fastkto.model import evaluating, is_peft_model, unwrap_peft
 from fastkto.step import row_logps
-from fastkto.trunk import Batch, Forward, forwards
+from fastkto.trunk.modules import evaluating, is_peft_model, unwrap_peft
+from fastkto.trunk.run import Batch, Forward, forwards
 
 logger = logging.get_logger(__name__)
 

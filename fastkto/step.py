@@ -7,8 +7,8 @@ import torch
 
 from fastkto.head.fused_kto import FusedKTO, fused_linear_kto, kto_of_token_stats, row_sums
 from fastkto.head.logprobs import TokenStats, module_token_stats, token_stats
-from fastkto.model import Head
-from fastkto.trunk import Batch, Forward, Scored, forwards, keep_company, run
+from fastkto.trunk.modules import Head
+from fastkto.trunk.run import Batch, Forward, Scored, forwards, keep_company, run
 
 
 class LossSettings(NamedTuple):

@@ -31,13 +31,13 @@ from fastkto.loading import (
 )
 from fastkto.memory import naming_the_batch
 from fastkto.metrics import Meter, step_sums
-from fastkto.model import aux_loss_coef, check_head, disable_dropout, install_scorer, unwrap_peft
 from fastkto.pairs import PairableSampler
 from fastkto.plan import what_fits
 from fastkto.prepare import prepare
 from fastkto.reference import Reference, open_cache
 from fastkto.step import LossSettings, kto_step
 from fastkto.trunk import Forward
+from fastkto.trunk.modules import aux_loss_coef, check_head, disable_dropout, install_scorer, unwrap_peft
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

@@ -16,10 +16,10 @@ from tolerance import assert_within
 from torch._subclasses.fake_tensor import FakeTensorMode
 from training import config, trainer
 
-from fastkto.attention import CannotPack
 from fastkto.errors import InputError
 from fastkto.footprint import GRADIENTS, HEAD, KEPT, OPTIMIZER, REFERENCE, WEIGHTS, WORK, Footprint
 from fastkto.plan import Model, Search, largest, peak_by_part, process_bytes, rows_of, total, what_fits
+from fastkto.trunk.attention import CannotPack
 
 LENGTHS = [(40, 90), (10, 150), (70, 30), (1, 60)]
 SIZES = {"hidden": 64, "layers": 3, "vocab": 1024}
@@ -209,7 +209,7 @@ def test_a_model_that_cannot_be_packed_is_planned_padded(tmp_path, monkeypatch):
         raise CannotPack("its layers attend elsewhere")
 
     padded = plan(tmp_path, packing=False)
-    monkeypatch.setattr("fastkto.trunk.packed_forward", refuse)
+    monkeypatch.setattr("fastkto.trunk.run.packed_forward", refuse)
     assert_within(total(plan(tmp_path)), total(padded), relative=0.05)  # garbage is collected at other moments
     with pytest.raises(InputError, match="packing: got True, expected a model that can run packed, but its layers"):
         plan(tmp_path, packing=True)

@@ -7,15 +7,15 @@ import peft
 import pytest
 import torch
 from families import COMMON, FAMILIES, WINDOW, family
-from test_packed_models import rows
+from packed_steps import rows
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
 
-from fastkto import attention, probe, segments
+from fastkto import probe
 from fastkto.batch import PackingCollator
-from fastkto.model import install_scorer, unwrap_peft
 from fastkto.probe import probe_rows, why_not_packed, window_of
-from fastkto.trunk import Forward
+from fastkto.trunk import Forward, attention, segments
+from fastkto.trunk.modules import install_scorer, unwrap_peft
 
 DATA = rows([(5, 9), (1, 1), (0, 4), (14, 3), (2, 30), (3, 1), (7, 22), (9, 12)])
 COMPUTING = [torch.float32, torch.bfloat16]

@@ -14,7 +14,7 @@ from fastkto.head.backends import choose
 from fastkto.head.backends.base import Wanted
 from fastkto.head.logprobs import prepare
 from fastkto.trainer import KTOTrainer
-from fastkto.trunk import Scored, run
+from fastkto.trunk.run import Scored, run
 
 
 class SFTTrainer(KTOTrainer):

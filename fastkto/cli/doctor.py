@@ -69,9 +69,9 @@ def describe_device(device: Any) -> dict[str, str]:
     """The device that training uses, and the precision that `KTOConfig` chooses on it."""
     import torch
 
-    from fastkto import varlen
     from fastkto.cli.selfcheck import usable_dtypes
     from fastkto.config import KTOConfig
+    from fastkto.trunk import varlen
 
     if device.type == "cuda":
         each = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from tiny import layout_of
 from tolerance import assert_close
 
-from fastkto import attention, segments, varlen
-from fastkto.attention import CannotPack
 from fastkto.batch.layout import Part, Stash
-from fastkto.segments import Scores
+from fastkto.trunk import attention, segments, varlen
+from fastkto.trunk.attention import CannotPack
+from fastkto.trunk.segments import Scores
 
 WIDTH = 8
 

@@ -7,36 +7,20 @@ import peft
 import pytest
 import torch
 from families import COMMON, family
-from test_packed_models import LENGTHS, assert_same_step, rows, step, step_alone
+from packed_steps import LENGTHS, assert_identical, assert_same_step, checkpointed, packed, rows, step, step_alone
 from tolerance import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from fastkto.batch import Layout, PackingCollator, PaddingCollator
-from fastkto.model import install_scorer
+from fastkto.batch import Layout, PaddingCollator
 from fastkto.step import row_logps
 from fastkto.trunk import Forward
-
-
-def checkpointed(model, **options):
-    model.train().gradient_checkpointing_enable(options or {"use_reentrant": False})
-    return model
+from fastkto.trunk.modules import install_scorer
 
 
 def lora(model):
     torch.manual_seed(1)
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
     return peft.get_peft_model(model, config).get_base_model()
-
-
-def packed(lengths=LENGTHS, **how):
-    return PackingCollator(None, **how)(rows(lengths))
-
-
-def assert_identical(ours, theirs):
-    assert torch.equal(ours[0].loss, theirs[0].loss)
-    assert ours[2].keys() == theirs[2].keys()
-    for name, grad in ours[2].items():
-        assert torch.equal(grad, theirs[2][name]), name
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from fastkto import heap
-from fastkto.attention import CannotPack, packed_attention
 from fastkto.batch.layout import Layout, Part, Stash
+from fastkto.trunk import heap
+from fastkto.trunk.attention import CannotPack, packed_attention
 
 
 def packed_forward(layout: Layout) -> Callable[..., Any]:

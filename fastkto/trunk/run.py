@@ -10,8 +10,8 @@ import torch
 
 from fastkto.batch import Layout
 from fastkto.config import KTOConfig
-from fastkto.layer_split import packed_forward
-from fastkto.model import Head, aux_loss_coef, find_head, unwrap_peft
+from fastkto.trunk.layer_split import packed_forward
+from fastkto.trunk.modules import Head, aux_loss_coef, find_head, unwrap_peft
 
 Batch = dict[str, Any]
 Result = TypeVar("Result")

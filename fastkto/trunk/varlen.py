@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention.varlen import varlen_attn
 
 from fastkto.batch import Layout
-from fastkto.segments import Scores
+from fastkto.trunk.segments import Scores
 
 _TAKES = inspect.signature(varlen_attn).parameters.keys()
 SERVES = {"scale", "window_size"} <= _TAKES

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from fastkto import segments, varlen
 from fastkto.batch.layout import Part
-from fastkto.segments import Scores
+from fastkto.trunk import segments, varlen
+from fastkto.trunk.segments import Scores
 
 NAME = "fastkto_packed"
 

@@ -6,15 +6,13 @@ import weakref
 import pytest
 import torch
 from families import family
-from test_layer_split import assert_identical, checkpointed, packed
-from test_packed_models import LENGTHS, assert_same_step, step
+from packed_steps import LENGTHS, assert_identical, assert_same_step, checkpointed, packed, step
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
 
-from fastkto import layer_split
 from fastkto.batch.layout import Stash
-from fastkto.model import install_scorer
 from fastkto.step import row_logps
-from fastkto.trunk import Forward
+from fastkto.trunk import Forward, layer_split
+from fastkto.trunk.modules import install_scorer
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -6,17 +6,16 @@ import sys
 
 import pytest
 from families import family
-from test_packed_models import LENGTHS, rows
+from packed_steps import LENGTHS, rows
 
-from fastkto import heap, layer_split
 from fastkto.batch import PackingCollator
-from fastkto.model import install_scorer
 from fastkto.step import row_logps
-from fastkto.trunk import Forward
+from fastkto.trunk import Forward, heap, layer_split
+from fastkto.trunk.modules import install_scorer
 
 HOLES = """
 import torch
-from fastkto import heap
+from fastkto.trunk import heap
 
 def resident():
     return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmRSS"))
