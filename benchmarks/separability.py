@@ -26,7 +26,7 @@ from fastkto.bench.systems import Setting
 from fastkto.bench.worker import peak_gib
 from fastkto.head import token_stats
 from fastkto.head.fused_kto import kto_of_token_stats
-from fastkto.step import LossSettings, kto_step, row_logps
+from fastkto.step.micro_step import LossSettings, kto_step, row_logps
 from fastkto.trunk.modules import install_scorer
 from fastkto.trunk.run import Forward, Scored, run
 

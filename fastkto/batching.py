@@ -10,7 +10,7 @@ from fastkto.batch import PackingCollator, PaddingCollator
 from fastkto.config import KTOConfig, mixed_precision
 from fastkto.errors import InputError
 from fastkto.pairs import PairableSampler
-from fastkto.probe import NO_WEIGHTS, probe_rows, why_not_packed, window_of
+from fastkto.step.probe import NO_WEIGHTS, probe_rows, why_not_packed, window_of
 from fastkto.trunk import Forward
 from fastkto.trunk.modules import unwrap_peft
 

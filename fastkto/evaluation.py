@@ -10,9 +10,9 @@ from transformers.trainer_utils import has_length
 from fastkto.batching import pairable_sampler
 from fastkto.config import KTOConfig
 from fastkto.memory import naming_the_batch
-from fastkto.metrics import Meter
 from fastkto.pairs import PairableStream
 from fastkto.prepare import Prepared
+from fastkto.step.metrics import Meter
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

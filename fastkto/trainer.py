@@ -30,12 +30,12 @@ from fastkto.loading import (
     policy_and_reference,
 )
 from fastkto.memory import naming_the_batch
-from fastkto.metrics import Meter, step_sums
 from fastkto.pairs import PairableSampler
 from fastkto.plan import what_fits
 from fastkto.prepare import prepare
-from fastkto.reference import Reference, open_cache
-from fastkto.step import LossSettings, kto_step
+from fastkto.step.metrics import Meter, step_sums
+from fastkto.step.micro_step import LossSettings, kto_step
+from fastkto.step.reference import Reference, open_cache
 from fastkto.trunk import Forward
 from fastkto.trunk.modules import aux_loss_coef, check_head, disable_dropout, install_scorer, unwrap_peft
 

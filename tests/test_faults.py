@@ -277,7 +277,7 @@ def test_an_error_in_the_users_input_is_no_reason_to_train_padded(tmp_path, monk
     def refuse(*_, **__):
         raise InputError("row 3", "x", "y", "Mend it.")
 
-    monkeypatch.setattr("fastkto.probe.row_logps", refuse)
+    monkeypatch.setattr("fastkto.step.probe.row_logps", refuse)
     with pytest.raises(InputError, match="^row 3"):
         trainer(tmp_path)
 

@@ -125,7 +125,7 @@ def spy_on_k(kind, trainer):
     """k of every micro-step as the trainer itself computes it, before mean and clamp."""
     raw, policy = [], []
     if kind == "ours":
-        from fastkto import metrics
+        from fastkto.step import metrics
 
         meter = trainer._meters["train"]
         add = meter.add
@@ -203,7 +203,7 @@ def rotated_by_two(monkeypatch):
 
 
 def reference_for_the_kl_rows_only(monkeypatch):
-    from fastkto.reference import Reference
+    from fastkto.step import Reference
 
     call = Reference.__call__
     monkeypatch.setattr(

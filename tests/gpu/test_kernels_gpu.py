@@ -13,7 +13,7 @@ from fastkto_kernels.inputs import SLAB_BYTES
 from tolerance import assert_close
 
 from fastkto.head import fused_linear_kto, oracle, token_logprobs
-from fastkto.metrics import step_sums
+from fastkto.step.metrics import step_sums
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 OPTIONS = list(itertools.product((False, True), (None, 5.0), (1.0, 0.25)))

@@ -7,7 +7,7 @@ from tolerance import assert_close
 from fastkto.batch import PackingCollator, PaddingCollator
 from fastkto.batch.targets_and_kl import streams
 from fastkto.losses.kto import kto_loss
-from fastkto.step import LossSettings, kto_step, row_logps
+from fastkto.step.micro_step import LossSettings, kto_step, row_logps
 from fastkto.trunk import Forward
 from fastkto.trunk.modules import find_head, install_scorer
 

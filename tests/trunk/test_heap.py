@@ -9,7 +9,7 @@ from families import family
 from packed_steps import LENGTHS, rows
 
 from fastkto.batch import PackingCollator
-from fastkto.step import row_logps
+from fastkto.step.micro_step import row_logps
 from fastkto.trunk import Forward, heap, layer_split
 from fastkto.trunk.modules import install_scorer
 

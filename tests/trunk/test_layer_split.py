@@ -12,7 +12,7 @@ from tolerance import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from fastkto.batch import Layout, PaddingCollator
-from fastkto.step import row_logps
+from fastkto.step.micro_step import row_logps
 from fastkto.trunk import Forward
 from fastkto.trunk.modules import install_scorer
 

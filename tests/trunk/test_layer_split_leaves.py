@@ -10,7 +10,7 @@ from packed_steps import LENGTHS, assert_identical, assert_same_step, checkpoint
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
 
 from fastkto.batch.layout import Stash
-from fastkto.step import row_logps
+from fastkto.step.micro_step import row_logps
 from fastkto.trunk import Forward, layer_split
 from fastkto.trunk.modules import install_scorer
 

@@ -10,13 +10,13 @@ import threading
 import peft
 import pytest
 import torch
-from test_reference import LORA, tuned_adapter
+from adapters import LORA, tuned_adapter
 from tiny import tiny_llama
 from training import STILL, noisy, rows, steps, trainer
 
 from fastkto.errors import InputError
-from fastkto.logp_cache import LogpCache
-from fastkto.reference import fingerprint
+from fastkto.step.logp_cache import LogpCache
+from fastkto.step.reference import fingerprint
 
 
 def cached(tmp_path, **changes):

@@ -8,7 +8,7 @@ from tolerance import assert_close, assert_within
 
 from fastkto.head.fused_kto import FusedKTO
 from fastkto.losses.kto import class_sums
-from fastkto.metrics import SATURATED, Meter, step_sums
+from fastkto.step.metrics import SATURATED, Meter, step_sums
 
 
 def output(labels, lengths, *, seed=0):

@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from fastkto.batch import PackingCollator, PaddingCollator
 from fastkto.engines import absent
 from fastkto.errors import InputError
-from fastkto.step import row_logps
+from fastkto.step.micro_step import row_logps
 from fastkto.trunk.attention import CannotPack
 from fastkto.trunk.modules import is_peft_model, unwrap_peft
 from fastkto.trunk.run import Batch, Forward

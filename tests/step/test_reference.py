@@ -5,23 +5,12 @@ import copy
 import peft
 import pytest
 import torch
+from adapters import LORA, tuned_adapter
 from tiny import tiny_llama
 from tolerance import assert_close, assert_within
 from training import logp, noisy, rows, steps, trainer
 
 from fastkto.errors import InputError
-
-LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]}
-
-
-def tuned_adapter(**changes):
-    """A PeftModel whose adapter does something, as one that comes from an earlier training."""
-    model = peft.get_peft_model(tiny_llama(), peft.LoraConfig(**{**LORA, "init_lora_weights": False, **changes}))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "modules_to_save" in name or "trainable_tokens_delta" in name:
-                parameter += 0.1
-    return model
 
 
 def reference_logps(t, index=(0, 1, 2, 3)):

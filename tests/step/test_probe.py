@@ -11,9 +11,9 @@ from packed_steps import rows
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
 
-from fastkto import probe
 from fastkto.batch import PackingCollator
-from fastkto.probe import probe_rows, why_not_packed, window_of
+from fastkto.step import probe
+from fastkto.step.probe import probe_rows, why_not_packed, window_of
 from fastkto.trunk import Forward, attention, segments
 from fastkto.trunk.modules import install_scorer, unwrap_peft
 

@@ -16,8 +16,8 @@ from transformers.utils import logging
 
 from fastkto.engines import shards, whole
 from fastkto.errors import InputError
-from fastkto.logp_cache import LogpCache
-from fastkto.step import row_logps
+from fastkto.step.logp_cache import LogpCache
+from fastkto.step.micro_step import row_logps
 from fastkto.trunk.modules import evaluating, is_peft_model, unwrap_peft
 from fastkto.trunk.run import Batch, Forward, forwards
 
