@@ -13,7 +13,7 @@ from fastkto.footprint import GRADIENTS, HEAD, KEPT, Footprint
 from fastkto.head.backends import choose
 from fastkto.head.backends.base import Backend, HeadInputs, Wanted
 from fastkto.head.logprobs import module_token_stats
-from fastkto.step.reference import reference_adapter
+from fastkto.step.reference_model import reference_adapter
 from fastkto.trunk.modules import evaluating, install_scorer, unwrap_peft
 from fastkto.trunk.run import Batch, Forward, Scored, forwards, run
 

@@ -12,7 +12,7 @@ from transformers.utils import logging
 from fastkto.config import KTOConfig
 from fastkto.engines import partitioned, whole_shape
 from fastkto.errors import InputError, require
-from fastkto.step.reference import add_reference_adapter, frozen_copy
+from fastkto.step.reference_model import add_reference_adapter, frozen_copy
 from fastkto.trunk.modules import first_non_finite, is_peft_model, unwrap_peft
 
 if TYPE_CHECKING:

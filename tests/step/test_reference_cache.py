@@ -16,7 +16,7 @@ from training import STILL, noisy, rows, steps, trainer
 
 from fastkto.errors import InputError
 from fastkto.step.logp_cache import LogpCache
-from fastkto.step.reference import fingerprint
+from fastkto.step.reference_model import fingerprint
 
 
 def cached(tmp_path, **changes):
