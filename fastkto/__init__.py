@@ -14,7 +14,7 @@ _HOMES = {
     "kto_loss": "losses.kto",
     "fused_linear_kto": "head",
     "KTOConfig": "config",
-    "KTOTrainer": "trainer",
+    "KTOTrainer": "training",
     "RowOptions": "rows",
     "normalise": "rows",
     "read_rows": "rows",

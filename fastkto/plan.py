@@ -16,7 +16,7 @@ from fastkto.engines import shards
 from fastkto.errors import InputError
 from fastkto.fake_step import FakeStep
 from fastkto.footprint import GRADIENTS, OPTIMIZER, PARTS, REFERENCE, WEIGHTS, Footprint
-from fastkto.loading import policy_and_reference
+from fastkto.training.loading import policy_and_reference
 from fastkto.trunk import heap
 from fastkto.trunk.attention import CannotPack
 from fastkto.trunk.modules import is_peft_model, unwrap_peft

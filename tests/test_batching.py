@@ -9,11 +9,11 @@ from packed_steps import rows
 from training import config, trainer
 from transformers import MambaConfig, MambaForCausalLM
 
-from fastkto import batching
 from fastkto.batch import PackingCollator, PaddingCollator
-from fastkto.batching import LOOKED_AT, choose_collator
 from fastkto.errors import InputError
 from fastkto.step import probe
+from fastkto.training import batching
+from fastkto.training.batching import LOOKED_AT, choose_collator
 from fastkto.trunk import Forward
 from fastkto.trunk.modules import install_scorer
 

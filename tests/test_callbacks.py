@@ -9,8 +9,8 @@ from tiny import tiny_llama
 from training import noisy, rows, steps, trainer
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from fastkto.callbacks import CollapseWatch, MetricsFile
 from fastkto.errors import InputError
+from fastkto.training.callbacks import CollapseWatch, MetricsFile
 
 
 def lines_on_disk(tmp_path):

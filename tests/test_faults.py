@@ -16,10 +16,10 @@ from training import config, noisy, rows, steps, trainer
 from transformers import TrainerCallback
 
 from fastkto import KTOConfig
-from fastkto.checkpoints import why_torn
 from fastkto.errors import InputError
-from fastkto.memory import out_of_memory
 from fastkto.plan import Model, peak_by_part, rows_of, total
+from fastkto.training.faults.checkpoints import why_torn
+from fastkto.training.faults.out_of_memory import out_of_memory
 
 SAVING = {"save_strategy": "steps", "save_steps": 100}
 
@@ -37,7 +37,7 @@ class At(TrainerCallback):
 
 def poison(t, step, spoil):
     """In one optimizer step, `spoil` changes what `kto_step` hands back."""
-    import fastkto.trainer as module
+    import fastkto.training.trainer as module
 
     stock = module.kto_step
 

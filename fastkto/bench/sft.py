@@ -13,7 +13,7 @@ from transformers import Trainer
 from fastkto.head.backends import choose
 from fastkto.head.backends.base import Wanted
 from fastkto.head.logprobs import prepare
-from fastkto.trainer import KTOTrainer
+from fastkto.training import KTOTrainer
 from fastkto.trunk.run import Scored, run
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from fastkto.cli.arguments import DataArguments, ModelArguments
     from fastkto.config import KTOConfig
     from fastkto.rows import RowOptions
-    from fastkto.trainer import KTOTrainer
+    from fastkto.training import KTOTrainer
 
 USAGE = "fastkto train [config.yaml] [--FIELD VALUE ...]"
 DESCRIPTION = """Train a language model with KTO. The YAML file, first or after --config, holds `field: value` lines; a
@@ -65,7 +65,7 @@ def set_up(data: "DataArguments", options: "RowOptions", model: "ModelArguments"
     from fastkto.cli.peft_options import peft_config, quantization_config
     from fastkto.disk import check_writable
     from fastkto.rows import normalise
-    from fastkto.trainer import KTOTrainer
+    from fastkto.training import KTOTrainer
 
     name = model_source(model.model_name_or_path)
     if config.should_save:
@@ -109,7 +109,7 @@ def train(trainer: "KTOTrainer") -> None:
 
 def checkpoint(config: "KTOConfig") -> str | None:
     """The folder to resume from; `true` means the newest checkpoint in the output directory."""
-    from fastkto.checkpoints import checkpoint_folder
+    from fastkto.training.faults.checkpoints import checkpoint_folder
 
     words = {"false": None, "no": None, "none": None, "true": True, "yes": True}
     asked = str(config.resume_from_checkpoint)

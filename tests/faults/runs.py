@@ -159,7 +159,7 @@ def stopped_by(folders: Folders, hook: str) -> tuple[str, str]:
     """The command line with a hook on the policy that acts from step 2 on."""
     import torch
 
-    from fastkto.trainer import KTOTrainer
+    from fastkto.training import KTOTrainer
 
     stock = KTOTrainer.training_step
 

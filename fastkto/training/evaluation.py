@@ -7,12 +7,12 @@ import torch
 from transformers import Trainer
 from transformers.trainer_utils import has_length
 
-from fastkto.batching import pairable_sampler
 from fastkto.config import KTOConfig
-from fastkto.memory import naming_the_batch
 from fastkto.pairs import PairableStream
-from fastkto.prepare import Prepared
 from fastkto.step.metrics import Meter
+from fastkto.training.batching import pairable_sampler
+from fastkto.training.faults.out_of_memory import naming_the_batch
+from fastkto.training.prepare import Prepared
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

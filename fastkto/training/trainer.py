@@ -9,18 +9,24 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction, has_length
 
-from fastkto.batching import choose_collator, pairable_sampler
-from fastkto.callbacks import CollapseWatch, LogAtCheckpoint, MetricsFile, MovingReference, SamplerEpoch
-from fastkto.checkpoints import check_fits, checkpoint_folder, written_to_its_end
 from fastkto.config import KTOConfig
 from fastkto.disk import no_folder_left
 from fastkto.engines import prepare_frozen, refuse_data_parallel, running, shards
 from fastkto.errors import InputError
-from fastkto.evaluation import Evaluation
-from fastkto.finite import FiniteWatch
 from fastkto.head.backends import choose
-from fastkto.interruption import Interruption
-from fastkto.loading import (
+from fastkto.pairs import PairableSampler
+from fastkto.plan import what_fits
+from fastkto.step.metrics import Meter, step_sums
+from fastkto.step.micro_step import LossSettings, kto_step
+from fastkto.step.reference import Reference, open_cache
+from fastkto.training.batching import choose_collator, pairable_sampler
+from fastkto.training.callbacks import CollapseWatch, LogAtCheckpoint, MetricsFile, MovingReference, SamplerEpoch
+from fastkto.training.evaluation import Evaluation
+from fastkto.training.faults.checkpoints import check_fits, checkpoint_folder, written_to_its_end
+from fastkto.training.faults.finite import FiniteWatch
+from fastkto.training.faults.interruption import Interruption
+from fastkto.training.faults.out_of_memory import naming_the_batch
+from fastkto.training.loading import (
     check_reference,
     check_token_ids,
     config_for,
@@ -29,13 +35,7 @@ from fastkto.loading import (
     load_tokenizer,
     policy_and_reference,
 )
-from fastkto.memory import naming_the_batch
-from fastkto.pairs import PairableSampler
-from fastkto.plan import what_fits
-from fastkto.prepare import prepare
-from fastkto.step.metrics import Meter, step_sums
-from fastkto.step.micro_step import LossSettings, kto_step
-from fastkto.step.reference import Reference, open_cache
+from fastkto.training.prepare import prepare
 from fastkto.trunk import Forward
 from fastkto.trunk.modules import aux_loss_coef, check_head, disable_dropout, install_scorer, unwrap_peft
 
