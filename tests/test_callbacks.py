@@ -10,7 +10,8 @@ from training import noisy, rows, steps, trainer
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from fastkto.errors import InputError
-from fastkto.training.callbacks import CollapseWatch, MetricsFile
+from fastkto.training.callbacks import MetricsFile
+from fastkto.training.faults.collapse import CollapseWatch
 
 
 def lines_on_disk(tmp_path):

@@ -20,9 +20,10 @@ from fastkto.step.metrics import Meter, step_sums
 from fastkto.step.micro_step import LossSettings, kto_step
 from fastkto.step.reference import Reference, open_cache
 from fastkto.training.batching import choose_collator, pairable_sampler
-from fastkto.training.callbacks import CollapseWatch, LogAtCheckpoint, MetricsFile, MovingReference, SamplerEpoch
+from fastkto.training.callbacks import LogAtCheckpoint, MetricsFile, MovingReference, SamplerEpoch
 from fastkto.training.evaluation import Evaluation
 from fastkto.training.faults.checkpoints import check_fits, checkpoint_folder, written_to_its_end
+from fastkto.training.faults.collapse import CollapseWatch
 from fastkto.training.faults.finite import FiniteWatch
 from fastkto.training.faults.interruption import Interruption
 from fastkto.training.faults.out_of_memory import naming_the_batch
