@@ -17,8 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from training import config, trainer
 
 from fastkto.errors import InputError
-from fastkto.footprint import GRADIENTS, HEAD, KEPT, OPTIMIZER, REFERENCE, WEIGHTS, WORK, Footprint
-from fastkto.plan import Model, Search, largest, peak_by_part, process_bytes, rows_of, total, what_fits
+from fastkto.tools.footprint import GRADIENTS, HEAD, KEPT, OPTIMIZER, REFERENCE, WEIGHTS, WORK, Footprint
+from fastkto.tools.plan import Model, Search, largest, peak_by_part, process_bytes, rows_of, total, what_fits
 from fastkto.trunk.attention import CannotPack
 
 LENGTHS = [(40, 90), (10, 150), (70, 30), (1, 60)]
@@ -83,7 +83,7 @@ def plan_way(tmp_path, way):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_plan_is_the_memory_of_a_real_step(tmp_path, way, monkeypatch):
-    monkeypatch.setattr("fastkto.plan.HOLES_PER_WORK", 0.0)  # which are no tensors
+    monkeypatch.setattr("fastkto.tools.plan.HOLES_PER_WORK", 0.0)  # which are no tensors
     parts = plan_way(tmp_path, way)
     measured = real_step(tmp_path, **made(way))
     static = parts[WEIGHTS] + parts[REFERENCE] + parts[OPTIMIZER]
@@ -232,5 +232,5 @@ def test_a_plan_that_fails_does_not_take_the_place_of_the_reason(tmp_path, monke
     def broken(*_, **__):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("fastkto.plan.peak_by_part", broken)
+    monkeypatch.setattr("fastkto.tools.plan.peak_by_part", broken)
     assert what_fits(t.model, t.args, t.accelerator) == "(`fastkto plan` cannot tell what fits: a bug)"

@@ -12,9 +12,9 @@ from fastkto.batch import PaddingCollator
 from fastkto.errors import InputError
 from fastkto.pairs import PairableSampler
 from fastkto.pairs.balance import batch_size_for
-from fastkto.preview import preview, render
 from fastkto.rows import RowOptions, normalise, read_rows
 from fastkto.rows.tokens import tokenize
+from fastkto.tools.preview import preview, render
 
 DEMO = Path(__file__).parents[2] / "shared" / "data" / "kto_en_demo.json"
 

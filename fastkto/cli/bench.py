@@ -24,8 +24,8 @@ def run(argv: Sequence[str]) -> int:
     from fastkto.bench.compare import measure, summary
     from fastkto.bench.machine import here, machine
     from fastkto.bench.systems import SYSTEMS
-    from fastkto.cli.models import model_source
     from fastkto.disk import writing
+    from fastkto.training.loading import model_source
 
     options = _parser(tuple(SYSTEMS)).parse_all(argv)
     case = Case.of_full_length(

@@ -29,7 +29,7 @@ def examine(*, with_progress: bool) -> dict[str, Any]:
     """All findings; with progress each is printed as it is made."""
     import torch
 
-    from fastkto.cli.selfcheck import self_check
+    from fastkto.tools.selfcheck import self_check
 
     show = print if with_progress else lambda *_: None
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
@@ -69,8 +69,8 @@ def describe_device(device: Any) -> dict[str, str]:
     """The device that training uses, and the precision that `KTOConfig` chooses on it."""
     import torch
 
-    from fastkto.cli.selfcheck import usable_dtypes
     from fastkto.config import KTOConfig
+    from fastkto.tools.selfcheck import usable_dtypes
     from fastkto.trunk import varlen
 
     if device.type == "cuda":

@@ -1,6 +1,5 @@
 """The model and the tokenizer that a command line names."""
 
-from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
@@ -9,20 +8,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from fastkto.config import KTOConfig
 from fastkto.errors import InputError
 from fastkto.rows.encoding import read_chat_template
-
-
-def model_source(name: str | None, argument: str = "model_name_or_path") -> str:
-    """The folder or Hub id of a model, its ~ expanded."""
-    if not name:
-        raise InputError(argument, name, "the folder or Hub id of a model", f"Give it with --{argument}.")
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
-            raise InputError(argument, name, "a whole model, not an adapter", "Merge it first with `fastkto merge`.")
-        return str(path)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise InputError(argument, name, "a folder that exists, or a Hub id", f"Looked in {Path.cwd()}.")
-    return name
 
 
 def load_tokenizer(

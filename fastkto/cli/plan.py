@@ -11,7 +11,7 @@ from fastkto.errors import InputError
 if TYPE_CHECKING:
     from fastkto.cli.arguments import LaunchArguments
     from fastkto.config import KTOConfig
-    from fastkto.plan import Model
+    from fastkto.tools.plan import Model
 
 USAGE = "fastkto plan [config.yaml] --memory SIZE [--FIELD VALUE ...]"
 DESCRIPTION = """The peak memory of a training step by part, and the longest max_length and the largest batch that fit.
@@ -29,8 +29,8 @@ def run(argv: Sequence[str]) -> int:
     from fastkto.cli.parsing import DataclassParser, build
     from fastkto.cli.train import split_config
     from fastkto.config import KTOConfig
-    from fastkto.plan import LONGEST, MOST_ROWS, Search, process_bytes, total
     from fastkto.rows import RowOptions
+    from fastkto.tools.plan import LONGEST, MOST_ROWS, Search, process_bytes, total
 
     path, flags = split_config(list(argv))
     settings = {} if path is None else read_config(path)
@@ -77,9 +77,10 @@ def model_of(arguments: Any, config: "KTOConfig") -> "Model":
     import torch
     from transformers import AutoConfig
 
-    from fastkto.cli.models import model_init_kwargs, model_source
+    from fastkto.cli.models import model_init_kwargs
     from fastkto.cli.peft_options import peft_config
-    from fastkto.plan import Model
+    from fastkto.tools.plan import Model
+    from fastkto.training.loading import model_source
 
     quantised = next((name for name in ("load_in_8bit", "load_in_4bit") if getattr(arguments, name)), None)
     if quantised is not None:

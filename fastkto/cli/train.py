@@ -61,11 +61,12 @@ def split_config(argv: list[str]) -> tuple[str | None, list[str]]:
 def set_up(data: "DataArguments", options: "RowOptions", model: "ModelArguments", config: "KTOConfig") -> "KTOTrainer":
     """The trainer, from arguments that have been found usable in this order; nothing is written before."""
     from fastkto.cli.mixture import read_splits
-    from fastkto.cli.models import load_tokenizer, model_init_kwargs, model_source
+    from fastkto.cli.models import load_tokenizer, model_init_kwargs
     from fastkto.cli.peft_options import peft_config, quantization_config
     from fastkto.disk import check_writable
     from fastkto.rows import normalise
     from fastkto.training import KTOTrainer
+    from fastkto.training.loading import model_source
 
     name = model_source(model.model_name_or_path)
     if config.should_save:

@@ -24,6 +24,20 @@ logger = logging.get_logger(__name__)
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
+def model_source(name: str | None, argument: str = "model_name_or_path") -> str:
+    """The folder or Hub id of a model, its ~ expanded."""
+    if not name:
+        raise InputError(argument, name, "the folder or Hub id of a model", f"Give it with --{argument}.")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+            raise InputError(argument, name, "a whole model, not an adapter", "Merge it first with `fastkto merge`.")
+        return str(path)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(argument, name, "a folder that exists, or a Hub id", f"Looked in {Path.cwd()}.")
+    return name
+
+
 def config_for(args: KTOConfig | None, model: "str | PreTrainedModel | Any") -> KTOConfig:
     """The arguments given, or the defaults with a folder named after the model."""
     if args is None:

@@ -15,10 +15,10 @@ from fastkto.engines import prepare_frozen, refuse_data_parallel, running, shard
 from fastkto.errors import InputError
 from fastkto.head.backends import choose
 from fastkto.pairs import PairableSampler
-from fastkto.plan import what_fits
 from fastkto.step.metrics import Meter, step_sums
 from fastkto.step.micro_step import LossSettings, kto_step
 from fastkto.step.reference import Reference, open_cache
+from fastkto.tools.plan import what_fits
 from fastkto.training.batching import choose_collator, pairable_sampler
 from fastkto.training.callbacks import LogAtCheckpoint, MetricsFile, MovingReference, SamplerEpoch
 from fastkto.training.evaluation import Evaluation

@@ -9,11 +9,11 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from fastkto.config import KTOConfig, mixed_precision
-from fastkto.footprint import GRADIENTS, HEAD, KEPT, Footprint
 from fastkto.head.backends import choose
 from fastkto.head.backends.base import Backend, HeadInputs, Wanted
 from fastkto.head.logprobs import module_token_stats
 from fastkto.step.reference_model import reference_adapter
+from fastkto.tools.footprint import GRADIENTS, HEAD, KEPT, Footprint
 from fastkto.trunk.modules import evaluating, install_scorer, unwrap_peft
 from fastkto.trunk.run import Batch, Forward, Scored, forwards, run
 

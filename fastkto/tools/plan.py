@@ -14,8 +14,8 @@ from fastkto.batch import PackingCollator, PaddingCollator
 from fastkto.config import KTOConfig
 from fastkto.engines import shards
 from fastkto.errors import InputError
-from fastkto.fake_step import FakeStep
-from fastkto.footprint import GRADIENTS, OPTIMIZER, PARTS, REFERENCE, WEIGHTS, Footprint
+from fastkto.tools.fake_step import FakeStep
+from fastkto.tools.footprint import GRADIENTS, OPTIMIZER, PARTS, REFERENCE, WEIGHTS, Footprint
 from fastkto.training.loading import policy_and_reference
 from fastkto.trunk import heap
 from fastkto.trunk.attention import CannotPack
