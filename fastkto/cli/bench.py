@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastkto.cli.strict import StrictParser
+from fastkto.cli.options.strict import StrictParser
 
 if TYPE_CHECKING:
     from fastkto.bench.case import Case

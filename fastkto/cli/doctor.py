@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import fastkto
-from fastkto.cli.strict import StrictParser
+from fastkto.cli.options.strict import StrictParser
 
 PACKAGES = ("torch", "triton", "transformers", "accelerate", "datasets", "peft", "bitsandbytes", "flash-attn", "trl")
 

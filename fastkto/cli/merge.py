@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastkto.cli.strict import StrictParser
+from fastkto.cli.options.strict import StrictParser
 from fastkto.errors import InputError
 from fastkto.tools.merge import ALLOWED_NATS, merge
 

@@ -5,11 +5,11 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastkto.cli.yaml_config import read_config
+from fastkto.cli.options.yaml_config import read_config
 from fastkto.errors import InputError
 
 if TYPE_CHECKING:
-    from fastkto.cli.arguments import LaunchArguments
+    from fastkto.cli.options.arguments import LaunchArguments
     from fastkto.config import KTOConfig
     from fastkto.tools.plan import Model
 
@@ -25,8 +25,8 @@ GIB = 2**30
 
 def run(argv: Sequence[str]) -> int:
     """Print the parts and what fits; 1 where the step as it is configured does not fit."""
-    from fastkto.cli.arguments import DataArguments, LaunchArguments, ModelArguments
-    from fastkto.cli.parsing import DataclassParser, build
+    from fastkto.cli.options.arguments import DataArguments, LaunchArguments, ModelArguments
+    from fastkto.cli.options.parsing import DataclassParser, build
     from fastkto.cli.train import split_config
     from fastkto.config import KTOConfig
     from fastkto.rows import RowOptions
@@ -77,8 +77,8 @@ def model_of(arguments: Any, config: "KTOConfig") -> "Model":
     import torch
     from transformers import AutoConfig
 
-    from fastkto.cli.models import model_init_kwargs
-    from fastkto.cli.peft_options import peft_config
+    from fastkto.cli.options.models import model_init_kwargs
+    from fastkto.cli.options.peft_options import peft_config
     from fastkto.tools.plan import Model
     from fastkto.training.loading import model_source
 

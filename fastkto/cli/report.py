@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fastkto.cli.strict import StrictParser
+from fastkto.cli.options.strict import StrictParser
 
 
 def run(argv: Sequence[str]) -> int:

@@ -4,11 +4,11 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fastkto.cli.yaml_config import read_config
+from fastkto.cli.options.yaml_config import read_config
 from fastkto.errors import InputError
 
 if TYPE_CHECKING:
-    from fastkto.cli.arguments import DataArguments, ModelArguments
+    from fastkto.cli.options.arguments import DataArguments, ModelArguments
     from fastkto.config import KTOConfig
     from fastkto.rows import RowOptions
     from fastkto.training import KTOTrainer
@@ -27,9 +27,9 @@ def run(argv: Sequence[str]) -> int:
             raise InputError(env.where, env.value, "a mapping of environment variables", "Write `NAME: value` lines.")
         os.environ.update({str(name): str(value) for name, value in env.value.items()})
 
-    from fastkto.cli.arguments import DataArguments, LaunchArguments, ModelArguments
-    from fastkto.cli.launch import launch
-    from fastkto.cli.parsing import DataclassParser, build
+    from fastkto.cli.options.arguments import DataArguments, LaunchArguments, ModelArguments
+    from fastkto.cli.options.launch import launch
+    from fastkto.cli.options.parsing import DataclassParser, build
     from fastkto.config import KTOConfig
     from fastkto.rows import RowOptions
 
@@ -47,7 +47,7 @@ def run(argv: Sequence[str]) -> int:
 
 def split_config(argv: list[str]) -> tuple[str | None, list[str]]:
     """The YAML file, given first or as --config, and the flags."""
-    from fastkto.cli.strict import StrictParser, UsageError
+    from fastkto.cli.options.strict import StrictParser, UsageError
 
     path = argv.pop(0) if argv and not argv[0].startswith("-") else None
     config = StrictParser(prog="fastkto train", usage=USAGE, add_help=False)
@@ -60,9 +60,9 @@ def split_config(argv: list[str]) -> tuple[str | None, list[str]]:
 
 def set_up(data: "DataArguments", options: "RowOptions", model: "ModelArguments", config: "KTOConfig") -> "KTOTrainer":
     """The trainer, from arguments that have been found usable in this order; nothing is written before."""
-    from fastkto.cli.mixture import read_splits
-    from fastkto.cli.models import load_tokenizer, model_init_kwargs
-    from fastkto.cli.peft_options import peft_config, quantization_config
+    from fastkto.cli.options.mixture import read_splits
+    from fastkto.cli.options.models import load_tokenizer, model_init_kwargs
+    from fastkto.cli.options.peft_options import peft_config, quantization_config
     from fastkto.disk import check_writable
     from fastkto.rows import normalise
     from fastkto.training import KTOTrainer

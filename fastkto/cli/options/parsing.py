@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from transformers import HfArgumentParser
 
-from fastkto.cli.strict import StrictParser, nearest
-from fastkto.cli.yaml_config import Setting
+from fastkto.cli.options.strict import StrictParser, nearest
+from fastkto.cli.options.yaml_config import Setting
 from fastkto.errors import InputError
 
 T = TypeVar("T")

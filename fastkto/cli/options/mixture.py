@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from fastkto.cli.arguments import DataArguments, MixturePart
+from fastkto.cli.options.arguments import DataArguments, MixturePart
 from fastkto.errors import InputError, require
 from fastkto.rows import read_rows
 

@@ -3,7 +3,7 @@
 import importlib.util
 from typing import TYPE_CHECKING
 
-from fastkto.cli.arguments import ModelArguments
+from fastkto.cli.options.arguments import ModelArguments
 from fastkto.errors import InputError, require
 
 if TYPE_CHECKING:

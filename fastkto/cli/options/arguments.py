@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from fastkto.cli.strict import nearest
+from fastkto.cli.options.strict import nearest
 from fastkto.errors import InputError
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from fastkto.cli.arguments import LaunchArguments
+from fastkto.cli.options.arguments import LaunchArguments
 from fastkto.errors import InputError
 
 SET_BY_LAUNCHERS = ("LOCAL_RANK", "ACCELERATE_MIXED_PRECISION")
