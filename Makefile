@@ -57,7 +57,7 @@ sanitize: $(VENV)/.dev  ## the native head's tests under AddressSanitizer and Un
 	FASTKTO_SANITIZE=1 $(PY) setup.py -q build --build-base build/sanitize
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 PYTHONPATH=$$(ls -d build/sanitize/lib*) \
-	  $(VENV)/bin/pytest tests/test_native.py
+	  $(VENV)/bin/pytest tests/head/test_native.py
 
 faults: $(VENV)/.dev  ## every fault and bad input: what was lost, and the message (minutes)
 	PYTHONPATH=tests OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m faults

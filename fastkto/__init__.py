@@ -11,10 +11,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "token_logprobs": "head",
     "token_stats": "head",
-    "kto_loss": "loss",
-    "fused_linear_kto": "kto",
+    "kto_loss": "losses.kto",
+    "fused_linear_kto": "head",
     "KTOConfig": "config",
-    "KTOTrainer": "trainer",
+    "KTOTrainer": "training",
     "RowOptions": "rows",
     "normalise": "rows",
     "read_rows": "rows",

@@ -19,7 +19,7 @@ from training import rows, trainer
 from transformers import TrainerCallback, TrainerState
 
 from fastkto.errors import InputError
-from fastkto.logp_cache import LogpCache
+from fastkto.step.logp_cache import LogpCache
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], "lora_dropout": 0.1}
 SETTINGS = {

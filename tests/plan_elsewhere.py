@@ -11,8 +11,8 @@ import torch
 from test_plan import WAYS, plan_way
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
-from fastkto import plan
 from fastkto.config import KTOConfig
+from fastkto.tools import plan
 
 
 class Backend(_DummyBackendModule):

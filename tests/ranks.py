@@ -19,8 +19,8 @@ from training import STILL, Gradients, rows, steps, trainer
 from transformers import TrainerCallback
 
 from fastkto import engines
-from fastkto import trainer as module
 from fastkto.cli.failures import explain
+from fastkto.training import trainer as module
 
 HERE = Path(__file__).parent
 SETTINGS = {**STILL, "beta": 0.5, "desirable_weight": 1.5, "max_steps": -1, "num_train_epochs": 1}

@@ -1,7 +1,7 @@
 """The auxiliary loss of a mixture of experts."""
 
 import pytest
-from test_model import family
+from stock_models import family
 from tolerance import assert_within
 from training import noisy, rows, steps, trainer
 

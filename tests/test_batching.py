@@ -5,17 +5,17 @@ import logging
 import pytest
 import torch
 from families import family
-from test_packed_models import rows
+from packed_steps import rows
 from training import config, trainer
 from transformers import MambaConfig, MambaForCausalLM
 
-from fastkto import batching, probe
-from fastkto.batching import LOOKED_AT, choose_collator
+from fastkto.batch import PackingCollator, PaddingCollator
 from fastkto.errors import InputError
-from fastkto.model import install_scorer
-from fastkto.packing import PackingCollator
-from fastkto.padding import PaddingCollator
+from fastkto.step import probe
+from fastkto.training import batching
+from fastkto.training.batching import LOOKED_AT, choose_collator
 from fastkto.trunk import Forward
+from fastkto.trunk.modules import install_scorer
 
 DATA = rows([(5, 9), (1, 1), (14, 3), (2, 30), (3, 1)])
 

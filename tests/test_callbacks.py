@@ -9,8 +9,9 @@ from tiny import tiny_llama
 from training import noisy, rows, steps, trainer
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from fastkto.callbacks import CollapseWatch, MetricsFile
 from fastkto.errors import InputError
+from fastkto.training.callbacks import MetricsFile
+from fastkto.training.faults.collapse import CollapseWatch
 
 
 def lines_on_disk(tmp_path):

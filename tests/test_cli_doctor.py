@@ -4,9 +4,9 @@ import json
 
 import torch
 
-from fastkto.backends import BACKENDS
-from fastkto.backends.tiles import TileBackend
 from fastkto.cli import main
+from fastkto.head.backends import BACKENDS
+from fastkto.head.backends.tiles import TileBackend
 
 CPU = torch.device("cpu")
 

@@ -8,10 +8,10 @@ import trl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastkto.cli.arguments import DataArguments, ModelArguments
-from fastkto.cli.parsing import DataclassParser, build, fits
-from fastkto.cli.strict import UsageError
-from fastkto.cli.yaml_config import read_config
+from fastkto.cli.options.arguments import DataArguments, ModelArguments
+from fastkto.cli.options.parsing import DataclassParser, build, fits
+from fastkto.cli.options.strict import UsageError
+from fastkto.cli.options.yaml_config import read_config
 from fastkto.config import KTOConfig
 from fastkto.rows import RowOptions
 

@@ -4,7 +4,7 @@ import pytest
 from tiny import tiny_llama, tiny_tokenizer
 
 from fastkto.cli import main
-from fastkto.cli.arguments import LaunchArguments
+from fastkto.cli.options.arguments import LaunchArguments
 from fastkto.cli.plan import _several_processes, size
 
 

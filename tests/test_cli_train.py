@@ -14,10 +14,11 @@ from tiny import tiny_llama, tiny_tokenizer
 from tolerance import assert_within
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fastkto.cli import launch, main
-from fastkto.cli.arguments import DataArguments, ModelArguments
-from fastkto.cli.mixture import read_splits
-from fastkto.cli.peft_options import peft_config, quantization_config
+from fastkto.cli import main
+from fastkto.cli.options import launch
+from fastkto.cli.options.arguments import DataArguments, ModelArguments
+from fastkto.cli.options.mixture import read_splits
+from fastkto.cli.options.peft_options import peft_config, quantization_config
 
 TRL_YAML = """
 # as in TRL's documentation of `trl kto`

@@ -12,7 +12,7 @@ from one_process import compare
 from rank_cases import CASES
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from fastkto.loading import keep_float32_outputs
+from fastkto.training.loading import keep_float32_outputs
 
 FOUR = [pytest.param(engine, 4, marks=pytest.mark.slow) for engine in ("ddp", "fsdp2")]
 WORLDS = [("ddp", 2), ("fsdp2", 2), *FOUR]

@@ -7,7 +7,7 @@ import pytest
 import rank_resume
 import ranks
 
-from fastkto.checkpoints import why_torn
+from fastkto.training.faults.checkpoints import why_torn
 
 pytestmark = pytest.mark.slow
 

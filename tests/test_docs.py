@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from stock_models import family
 from test_faults import poison, spoiled
-from test_model import family
 from tiny import tiny_llama, tiny_tokenizer
 from training import rows, trainer
 

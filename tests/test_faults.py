@@ -16,10 +16,10 @@ from training import config, noisy, rows, steps, trainer
 from transformers import TrainerCallback
 
 from fastkto import KTOConfig
-from fastkto.checkpoints import why_torn
 from fastkto.errors import InputError
-from fastkto.memory import out_of_memory
-from fastkto.plan import Model, peak_by_part, rows_of, total
+from fastkto.tools.plan import Model, peak_by_part, rows_of, total
+from fastkto.training.faults.checkpoints import why_torn
+from fastkto.training.faults.out_of_memory import out_of_memory
 
 SAVING = {"save_strategy": "steps", "save_steps": 100}
 
@@ -37,7 +37,7 @@ class At(TrainerCallback):
 
 def poison(t, step, spoil):
     """In one optimizer step, `spoil` changes what `kto_step` hands back."""
-    import fastkto.trainer as module
+    import fastkto.training.trainer as module
 
     stock = module.kto_step
 
@@ -161,7 +161,7 @@ def test_sigterm_saves_a_checkpoint_and_ends(save, tmp_path, warnings):
 
 def test_out_of_memory_names_the_batch_and_the_knobs(tmp_path, monkeypatch):
     """A real allocation that fails, in the middle of a step."""
-    monkeypatch.setattr("fastkto.plan.device_bytes", lambda device: 2**20)
+    monkeypatch.setattr("fastkto.tools.plan.device_bytes", lambda device: 2**20)
     t = trainer(tmp_path, per_device_train_batch_size=6, gradient_checkpointing=False)
     t.model.model.layers[1].register_forward_pre_hook(lambda *_: torch.empty(2**50) if t.is_in_train else None)
     with pytest.raises(InputError, match=r"^memory: got 'a batch of 6 rows and \d+ tokens, with its KL rows") as caught:
@@ -181,8 +181,8 @@ def test_out_of_memory_names_the_batch_and_the_knobs(tmp_path, monkeypatch):
 def test_out_of_memory_names_what_the_plan_believes_fits(tmp_path, monkeypatch):
     model, args = Model.of(tiny_llama()), config(tmp_path)
     room = max(total(peak_by_part(model, args, rows_of(*size))) for size in ((4, 512), (2, 1024)))
-    monkeypatch.setattr("fastkto.plan.device_bytes", lambda device: room)
-    monkeypatch.setattr("fastkto.plan.process_bytes", lambda device: 0)
+    monkeypatch.setattr("fastkto.tools.plan.device_bytes", lambda device: room)
+    monkeypatch.setattr("fastkto.tools.plan.process_bytes", lambda device: 0)
     t = trainer(tmp_path, max_length=1024)
     t.model.model.layers[1].register_forward_pre_hook(lambda *_: torch.empty(2**50) if t.is_in_train else None)
     with pytest.raises(
@@ -277,7 +277,7 @@ def test_an_error_in_the_users_input_is_no_reason_to_train_padded(tmp_path, monk
     def refuse(*_, **__):
         raise InputError("row 3", "x", "y", "Mend it.")
 
-    monkeypatch.setattr("fastkto.probe.row_logps", refuse)
+    monkeypatch.setattr("fastkto.step.probe.row_logps", refuse)
     with pytest.raises(InputError, match="^row 3"):
         trainer(tmp_path)
 

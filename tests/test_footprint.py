@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastkto.footprint import GRADIENTS, Footprint
+from fastkto.tools.footprint import GRADIENTS, Footprint
 
 KIB = 1024
 

@@ -10,9 +10,9 @@ from tiny import tiny_llama, tiny_tokenizer
 from training import config, noisy, rows, trainer
 
 from fastkto import KTOTrainer
-from fastkto.checkpoints import checkpoint_folder
 from fastkto.errors import InputError
-from fastkto.loading import load_policy, load_tokenizer
+from fastkto.training.faults.checkpoints import checkpoint_folder
+from fastkto.training.loading import load_policy, load_tokenizer
 
 LORA = peft.LoraConfig(target_modules=["q_proj"])
 

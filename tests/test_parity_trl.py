@@ -125,7 +125,7 @@ def spy_on_k(kind, trainer):
     """k of every micro-step as the trainer itself computes it, before mean and clamp."""
     raw, policy = [], []
     if kind == "ours":
-        from fastkto import metrics
+        from fastkto.step import metrics
 
         meter = trainer._meters["train"]
         add = meter.add
@@ -197,12 +197,13 @@ def test_equals_trl_where_the_clamp_bites(tmp_path):
 
 def rotated_by_two(monkeypatch):
     monkeypatch.setattr(
-        "fastkto.streams.pair", lambda keys, conversations=None: [(i - 2) % len(keys) for i in range(len(keys))]
+        "fastkto.batch.targets_and_kl.pair",
+        lambda keys, conversations=None: [(i - 2) % len(keys) for i in range(len(keys))],
     )
 
 
 def reference_for_the_kl_rows_only(monkeypatch):
-    from fastkto.reference import Reference
+    from fastkto.step import Reference
 
     call = Reference.__call__
     monkeypatch.setattr(
@@ -211,7 +212,7 @@ def reference_for_the_kl_rows_only(monkeypatch):
 
 
 def no_clamp(monkeypatch):
-    monkeypatch.setattr("fastkto.backends.epilogue.clamped_mean", lambda both: both[0] / both[1])
+    monkeypatch.setattr("fastkto.head.backends.loss_terms.clamped_mean", lambda both: both[0] / both[1])
 
 
 @pytest.mark.parametrize(

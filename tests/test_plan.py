@@ -16,10 +16,10 @@ from tolerance import assert_within
 from torch._subclasses.fake_tensor import FakeTensorMode
 from training import config, trainer
 
-from fastkto.attention import CannotPack
 from fastkto.errors import InputError
-from fastkto.footprint import GRADIENTS, HEAD, KEPT, OPTIMIZER, REFERENCE, WEIGHTS, WORK, Footprint
-from fastkto.plan import Model, Search, largest, peak_by_part, process_bytes, rows_of, total, what_fits
+from fastkto.tools.footprint import GRADIENTS, HEAD, KEPT, OPTIMIZER, REFERENCE, WEIGHTS, WORK, Footprint
+from fastkto.tools.plan import Model, Search, largest, peak_by_part, process_bytes, rows_of, total, what_fits
+from fastkto.trunk.attention import CannotPack
 
 LENGTHS = [(40, 90), (10, 150), (70, 30), (1, 60)]
 SIZES = {"hidden": 64, "layers": 3, "vocab": 1024}
@@ -83,7 +83,7 @@ def plan_way(tmp_path, way):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_plan_is_the_memory_of_a_real_step(tmp_path, way, monkeypatch):
-    monkeypatch.setattr("fastkto.plan.HOLES_PER_WORK", 0.0)  # which are no tensors
+    monkeypatch.setattr("fastkto.tools.plan.HOLES_PER_WORK", 0.0)  # which are no tensors
     parts = plan_way(tmp_path, way)
     measured = real_step(tmp_path, **made(way))
     static = parts[WEIGHTS] + parts[REFERENCE] + parts[OPTIMIZER]
@@ -209,7 +209,7 @@ def test_a_model_that_cannot_be_packed_is_planned_padded(tmp_path, monkeypatch):
         raise CannotPack("its layers attend elsewhere")
 
     padded = plan(tmp_path, packing=False)
-    monkeypatch.setattr("fastkto.trunk.packed_forward", refuse)
+    monkeypatch.setattr("fastkto.trunk.run.packed_forward", refuse)
     assert_within(total(plan(tmp_path)), total(padded), relative=0.05)  # garbage is collected at other moments
     with pytest.raises(InputError, match="packing: got True, expected a model that can run packed, but its layers"):
         plan(tmp_path, packing=True)
@@ -232,5 +232,5 @@ def test_a_plan_that_fails_does_not_take_the_place_of_the_reason(tmp_path, monke
     def broken(*_, **__):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("fastkto.plan.peak_by_part", broken)
+    monkeypatch.setattr("fastkto.tools.plan.peak_by_part", broken)
     assert what_fits(t.model, t.args, t.accelerator) == "(`fastkto plan` cannot tell what fits: a bug)"

@@ -8,13 +8,13 @@ from datasets import Dataset, IterableDataset
 from tiny import tiny_tokenizer
 from torch.utils.data import DataLoader
 
-from fastkto.balance import batch_size_for
+from fastkto.batch import PaddingCollator
 from fastkto.errors import InputError
-from fastkto.padding import PaddingCollator
-from fastkto.pairing import PairableSampler
-from fastkto.preview import preview, render
+from fastkto.pairs import PairableSampler
+from fastkto.pairs.balance import batch_size_for
 from fastkto.rows import RowOptions, normalise, read_rows
 from fastkto.rows.tokens import tokenize
+from fastkto.tools.preview import preview, render
 
 DEMO = Path(__file__).parents[2] / "shared" / "data" / "kto_en_demo.json"
 

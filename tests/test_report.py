@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from fastkto.errors import InputError, MissingExtra
-from fastkto.report import draw, report
+from fastkto.tools.report import draw, report
 
 
 def write(folder, lines):

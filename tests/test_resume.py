@@ -10,8 +10,8 @@ import pytest
 import torch
 from training import rows, steps, trainer
 
-from fastkto.checkpoints import why_torn
 from fastkto.errors import InputError
+from fastkto.training.faults.checkpoints import why_torn
 
 VARIANTS = {
     "full": {"lora": False, "workers": 0, "cached": True},

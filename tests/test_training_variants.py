@@ -31,7 +31,7 @@ def test_the_same_run_another_way(kind, name, tmp_path):
             data = rows().to_list()
             changes["train_dataset"] = Dataset.from_list([{**row, "source": "web", "score": 3} for row in data])
         if changes.pop("data_collator", False):
-            from fastkto.padding import PaddingCollator
+            from fastkto.batch import PaddingCollator
 
             changes["data_collator"] = PaddingCollator(0, 1024)
         if changes.pop("optimizers", False):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fastkto import __version__
 from fastkto.cli.failures import explain
-from fastkto.cli.strict import UsageError, nearest
+from fastkto.cli.options.strict import UsageError, nearest
 
 COMMANDS = {
     "train": "train a model from a YAML file, flags, or both",

@@ -28,12 +28,13 @@ FROM_CONFIG = (
 
 def run(argv: Sequence[str]) -> int:
     """Print the preview; the errors are those that training would give."""
-    from fastkto.cli.arguments import DataArguments, ModelArguments
-    from fastkto.cli.models import load_tokenizer, model_source
-    from fastkto.cli.parsing import DataclassParser, build
+    from fastkto.cli.options.arguments import DataArguments, ModelArguments
+    from fastkto.cli.options.models import load_tokenizer
+    from fastkto.cli.options.parsing import DataclassParser, build
     from fastkto.config import KTOConfig
-    from fastkto.preview import preview, render
     from fastkto.rows import RowOptions, read_rows
+    from fastkto.tools.preview import preview, render
+    from fastkto.training.loading import model_source
 
     classes = (
         _some(DataArguments, *FROM_DATA),

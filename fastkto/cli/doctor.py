@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import fastkto
-from fastkto.cli.strict import StrictParser
+from fastkto.cli.options.strict import StrictParser
 
 PACKAGES = ("torch", "triton", "transformers", "accelerate", "datasets", "peft", "bitsandbytes", "flash-attn", "trl")
 
@@ -29,7 +29,7 @@ def examine(*, with_progress: bool) -> dict[str, Any]:
     """All findings; with progress each is printed as it is made."""
     import torch
 
-    from fastkto.cli.selfcheck import self_check
+    from fastkto.tools.selfcheck import self_check
 
     show = print if with_progress else lambda *_: None
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -69,9 +69,9 @@ def describe_device(device: Any) -> dict[str, str]:
     """The device that training uses, and the precision that `KTOConfig` chooses on it."""
     import torch
 
-    from fastkto import varlen
-    from fastkto.cli.selfcheck import usable_dtypes
     from fastkto.config import KTOConfig
+    from fastkto.tools.selfcheck import usable_dtypes
+    from fastkto.trunk import varlen
 
     if device.type == "cuda":
         each = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
@@ -96,7 +96,7 @@ def describe_device(device: Any) -> dict[str, str]:
 
 def backends(device: Any) -> list[dict[str, Any]]:
     """Each backend of the head: whether "auto" takes it on this device, and why or why not."""
-    from fastkto.backends import BACKENDS, choose
+    from fastkto.head.backends import BACKENDS, choose
 
     chosen, found = choose("auto", device).name, []
     for name, backend in BACKENDS.items():

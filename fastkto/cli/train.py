@@ -4,14 +4,14 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fastkto.cli.yaml_config import read_config
+from fastkto.cli.options.yaml_config import read_config
 from fastkto.errors import InputError
 
 if TYPE_CHECKING:
-    from fastkto.cli.arguments import DataArguments, ModelArguments
+    from fastkto.cli.options.arguments import DataArguments, ModelArguments
     from fastkto.config import KTOConfig
     from fastkto.rows import RowOptions
-    from fastkto.trainer import KTOTrainer
+    from fastkto.training import KTOTrainer
 
 USAGE = "fastkto train [config.yaml] [--FIELD VALUE ...]"
 DESCRIPTION = """Train a language model with KTO. The YAML file, first or after --config, holds `field: value` lines; a
@@ -27,9 +27,9 @@ def run(argv: Sequence[str]) -> int:
             raise InputError(env.where, env.value, "a mapping of environment variables", "Write `NAME: value` lines.")
         os.environ.update({str(name): str(value) for name, value in env.value.items()})
 
-    from fastkto.cli.arguments import DataArguments, LaunchArguments, ModelArguments
-    from fastkto.cli.launch import launch
-    from fastkto.cli.parsing import DataclassParser, build
+    from fastkto.cli.options.arguments import DataArguments, LaunchArguments, ModelArguments
+    from fastkto.cli.options.launch import launch
+    from fastkto.cli.options.parsing import DataclassParser, build
     from fastkto.config import KTOConfig
     from fastkto.rows import RowOptions
 
@@ -47,7 +47,7 @@ def run(argv: Sequence[str]) -> int:
 
 def split_config(argv: list[str]) -> tuple[str | None, list[str]]:
     """The YAML file, given first or as --config, and the flags."""
-    from fastkto.cli.strict import StrictParser, UsageError
+    from fastkto.cli.options.strict import StrictParser, UsageError
 
     path = argv.pop(0) if argv and not argv[0].startswith("-") else None
     config = StrictParser(prog="fastkto train", usage=USAGE, add_help=False)
@@ -60,12 +60,13 @@ def split_config(argv: list[str]) -> tuple[str | None, list[str]]:
 
 def set_up(data: "DataArguments", options: "RowOptions", model: "ModelArguments", config: "KTOConfig") -> "KTOTrainer":
     """The trainer, from arguments that have been found usable in this order; nothing is written before."""
-    from fastkto.cli.mixture import read_splits
-    from fastkto.cli.models import load_tokenizer, model_init_kwargs, model_source
-    from fastkto.cli.peft_options import peft_config, quantization_config
+    from fastkto.cli.options.mixture import read_splits
+    from fastkto.cli.options.models import load_tokenizer, model_init_kwargs
+    from fastkto.cli.options.peft_options import peft_config, quantization_config
     from fastkto.disk import check_writable
     from fastkto.rows import normalise
-    from fastkto.trainer import KTOTrainer
+    from fastkto.training import KTOTrainer
+    from fastkto.training.loading import model_source
 
     name = model_source(model.model_name_or_path)
     if config.should_save:
@@ -109,7 +110,7 @@ def train(trainer: "KTOTrainer") -> None:
 
 def checkpoint(config: "KTOConfig") -> str | None:
     """The folder to resume from; `true` means the newest checkpoint in the output directory."""
-    from fastkto.checkpoints import checkpoint_folder
+    from fastkto.training.faults.checkpoints import checkpoint_folder
 
     words = {"false": None, "no": None, "none": None, "true": True, "yes": True}
     asked = str(config.resume_from_checkpoint)

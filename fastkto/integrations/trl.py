@@ -11,18 +11,18 @@ from typing import Any
 
 import torch
 
-from fastkto.batching import choose_collator
 from fastkto.config import KTOConfig
 from fastkto.engines import refuse_data_parallel
 from fastkto.errors import InputError
 from fastkto.integrations.trl_head import patch_trl_head
 from fastkto.integrations.trl_rows import TRLCollator
 from fastkto.integrations.versions import require_parameters, require_version
-from fastkto.metrics import Sums, figures, step_sums
-from fastkto.model import check_head, find_head, install_scorer, unwrap_peft
-from fastkto.reference import Reference
-from fastkto.step import LossSettings, kto_step, row_logps
-from fastkto.trunk import Batch, Forward
+from fastkto.step import Reference
+from fastkto.step.metrics import Sums, figures, step_sums
+from fastkto.step.micro_step import LossSettings, kto_step, row_logps
+from fastkto.training.batching import choose_collator
+from fastkto.trunk.modules import check_head, find_head, install_scorer, unwrap_peft
+from fastkto.trunk.run import Batch, Forward
 
 __all__ = ["KTOTrainer", "patch_trl_head"]
 

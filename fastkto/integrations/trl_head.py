@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from fastkto.backends.base import HeadInputs
-from fastkto.backends.tiles import Folded, TileBackend
 from fastkto.errors import InputError
-from fastkto.head import prepare, token_logprobs, token_stats
+from fastkto.head.backends.base import HeadInputs
+from fastkto.head.backends.tiles import Folded, TileBackend
+from fastkto.head.logprobs import prepare, token_logprobs, token_stats
 from fastkto.integrations.versions import require_parameters, require_version
 
 KNOWN = ("1.16.0",)

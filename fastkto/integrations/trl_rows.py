@@ -5,9 +5,8 @@ from typing import Any
 
 import torch
 
+from fastkto.batch import PackingCollator, PaddingCollator
 from fastkto.errors import InputError
-from fastkto.packing import PackingCollator
-from fastkto.padding import PaddingCollator
 
 Rows = Sequence[dict[str, Any]]
 

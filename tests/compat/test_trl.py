@@ -49,7 +49,7 @@ def test_kto_equals_the_host(case, tmp_path, calls):
 
 
 def test_padded_batches_equal_the_host_too(tmp_path, calls, monkeypatch):
-    monkeypatch.setattr("fastkto.batching.why_not_packed", lambda *args, **kwargs: "this test says so")
+    monkeypatch.setattr("fastkto.training.batching.why_not_packed", lambda *args, **kwargs: "this test says so")
     trainer, host = build(ours, tmp_path), build(trl, tmp_path)
     calls.since()
     trainer.train()

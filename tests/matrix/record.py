@@ -8,10 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fastkto.bench.machine import machine
 from matrix.environments import Environment
 from matrix.rows import Outcome, Row
-
-from fastkto.bench.machine import machine
 
 VERSIONS = """
 import importlib.metadata, json, platform, torch

@@ -1,0 +1,31 @@
+"""Backends of the LM head, and the choice between them. Only here are kernels and native code imported."""
+
+import torch
+
+from fastkto.errors import InputError
+from fastkto.head.backends.base import Backend
+from fastkto.head.backends.native import NativeBackend
+from fastkto.head.backends.tiles import TileBackend
+from fastkto.head.backends.triton import TritonBackend
+
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (TritonBackend(), NativeBackend(), TileBackend())}
+"""By name, the preferred first."""
+
+
+def choose(name: str, device: torch.device) -> Backend:
+    """The backend asked for by name, or with "auto" the first that serves the device."""
+    if name == "auto":
+        return next(backend for backend in BACKENDS.values() if backend.unavailable(device) is None)
+    if name not in BACKENDS:
+        raise InputError("backend", name, f'"auto" or one of {tuple(BACKENDS)}', "Correct the name.")
+    reason = BACKENDS[name].unavailable(device)
+    if reason is not None:
+        fix = 'Choose backend="auto", or mend what is missing: `fastkto doctor` shows what is here.'
+        raise InputError("backend", name, f"one that can serve {device} ({reason})", fix)
+    return BACKENDS[name]
+
+
+@torch.compiler.assume_constant_result
+def chosen_name(name: str, device: str) -> str:
+    """`choose(name, device).name`; settled once where `torch.compile` traces through."""
+    return choose(name, torch.device(device)).name

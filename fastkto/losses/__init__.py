@@ -1,0 +1,1 @@
+"""Losses on log-probs: pure functions, one file an idea."""

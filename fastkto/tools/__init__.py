@@ -1,0 +1,1 @@
+"""What runs beside a training: what it will need and see, what it showed, and what becomes of its adapter."""

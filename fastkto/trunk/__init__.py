@@ -1,0 +1,5 @@
+"""A stock model on a packed batch: hidden states where tokens are scored, KL rows without a graph."""
+
+from fastkto.trunk.run import Forward
+
+__all__ = ["Forward"]
