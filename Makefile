@@ -5,6 +5,7 @@ TORCH  ?= torch==2.13.0
 # TORCH=torch is the newest CUDA build on Linux; TORCH="torch --index-url URL" takes another index
 PIP    := $(VENV)/bin/pip
 PY     := $(VENV)/bin/python
+MODEL  := .cache/SmolLM2-135M-Instruct-from-Q4_1
 JOBS   ?= 2
 # how the tests are run, wherever they are; ARGS=tests/test_loss.py picks some
 SUITE  = -n $(JOBS) --dist worksteal $(ARGS)
@@ -48,7 +49,7 @@ matrix: $(VENV)/.dev  ## the tests as other machines and versions run them (hour
 	  --python311 $(PYTHON311) --python313 $(PYTHON313) \
 	  --results $(if $(ARGS),build/matrix,benchmarks/results) -- -m "not slow" $(SUITE)
 
-test-slow: $(VENV)/.dev $(VENV)/.demo  ## the tests that take minutes each, one at a time
+test-slow: $(VENV)/.dev $(MODEL)  ## the tests that take minutes each, one at a time
 	HF_HUB_OFFLINE=1 $(PY) -m pytest -m slow
 
 install: $(VENV)/.dev  ## the development environment only
@@ -65,7 +66,7 @@ faults: $(VENV)/.dev  ## every fault and bad input: what was lost, and the messa
 compat: $(VENV)/.dev  ## one environment a host pin, each host's own test in it (slow); HOSTS="liger-0.8.5 ..." picks, SMOLLM2=FOLDER adds that model
 	$(PY) tests/compat/environments.py --at build/compat $(HOSTS)
 
-bench: $(VENV)/.dev $(VENV)/.demo  ## head, loss, step and growth beside the peers, after `make demo` (less than 10 minutes)
+bench: $(VENV)/.dev $(MODEL)  ## head, loss, step and growth beside the peers (less than 10 minutes)
 	HF_HUB_OFFLINE=1 $(PY) benchmarks/run.py
 
 hub: $(VENV)/.dev  ## stage the Triton kernels for the kernel Hub in build/hub
@@ -104,6 +105,9 @@ $(VENV)/.torch:
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) install --quiet --no-build-isolation -e '.[dev]'
 	touch $@
+
+$(MODEL): $(VENV)/.demo
+	$(PY) examples/demo/base_model.py
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	$(PIP) install --quiet --no-build-isolation -e '.[demo]'
