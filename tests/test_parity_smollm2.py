@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from test_parity_trl import compare, spy_on_k
+from parity import compare, spy_on_k
 
 import fastkto
 
