@@ -57,7 +57,7 @@ def two_ranks(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    tests, path = Path(__file__).parent, os.environ.get("PYTHONPATH", "")
+    tests, path = Path(__file__).parents[1], os.environ.get("PYTHONPATH", "")
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(tests), str(tests / "helpers"), path]),

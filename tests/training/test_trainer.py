@@ -249,7 +249,7 @@ def test_import_needs_only_torch_and_the_standard_library():
         "print(sorted(new))"
     )
     found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
     )
     loaded = {name for name in eval(found.stdout) if not name.startswith("_")} - {"fastkto", "fastkto_kernels"}
     assert not loaded & {"transformers", "datasets", "accelerate", "peft", "trl", "tokenizers", "pandas", "matplotlib"}

@@ -162,7 +162,7 @@ def test_the_longest_rows_and_the_most_of_them_fit_and_a_little_more_does_not(tm
 
 
 def test_a_plan_for_another_device_leaves_nothing_on_this_one(tmp_path):
-    helpers = Path(__file__).parent / "helpers"
+    helpers = Path(__file__).parents[1] / "helpers"
     command = [sys.executable, helpers / "plan_elsewhere.py", tmp_path]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(helpers)})
 
