@@ -32,7 +32,7 @@ def examine(*, with_progress: bool) -> dict[str, Any]:
     from fastkto.tools.selfcheck import self_check
 
     show = print if with_progress else lambda *_: None
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     found: dict[str, Any] = {"versions": versions(), "device": describe_device(device), "backends": backends(device)}
     for name, version in found["versions"].items():
         show(f"{name:<14}{version or 'not installed'}")
@@ -78,6 +78,8 @@ def describe_device(device: Any) -> dict[str, str]:
         names = "; ".join(f"{p.name}, sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB" for p in each)
     elif device.type == "cpu":
         names = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+        if torch.version.cuda is not None:
+            names += f"; torch is built for CUDA {torch.version.cuda} and finds no GPU or no driver for it"
     else:
         names = str(torch.accelerator.device_count())
     autocast = KTOConfig(output_dir=None).bf16

@@ -89,3 +89,17 @@ def test_says_why_a_backend_is_not_used(capsys, monkeypatch):
     code, shown = doctor(capsys)
     assert code == 0
     assert "needs another machine" in shown
+
+
+def test_a_cuda_build_of_torch_without_a_driver_is_checked_on_the_cpu(capsys, monkeypatch):
+    """As torch behaves there: the accelerator it was built for is named unless one asks whether it is available."""
+
+    def current_accelerator(check_available=False):
+        return None if check_available else torch.device("cuda")
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", current_accelerator)
+    monkeypatch.setattr(torch.version, "cuda", "13.2")
+    code, shown = doctor(capsys)
+    assert code == 0
+    assert "cpu (" in shown
+    assert "built for CUDA 13.2 and finds no GPU" in shown

@@ -99,6 +99,7 @@ def test_retained_graph_gives_the_same_gradient_again():
     assert all(torch.equal(2 * a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.bits
 def test_policy_equal_to_the_live_reference_is_exactly_at_the_start():
     inputs = batch([4, 1, 9, 70])
     score = {k: inputs[k] for k in ("kl_hidden", "kl_targets", "kl_cu_seqlens")}

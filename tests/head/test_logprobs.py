@@ -77,6 +77,7 @@ def test_large_and_all_negative_logits(backend, shift):
     compare(backend, hidden, weight, targets, bias, None, 1.0)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_a_bad_position_stays_alone(backend, poison):
     hidden, weight, targets, _ = case(9, 8, 21)
@@ -102,6 +103,7 @@ def test_nothing_scored_stays_differentiable(backend, frozen):
         assert frozen or torch.equal(weight.grad, torch.zeros(21, 8))
 
 
+@pytest.mark.bits
 def test_bitwise_reruns_and_retained_graphs(backend):
     hidden, weight, targets, _ = case(17, 8, 50)
     leaves = [hidden.requires_grad_(), weight.requires_grad_()]

@@ -30,6 +30,7 @@ def test_a_block_counts_its_rows_from_its_own_start(backend):
     assert torch.equal(part.logps_B, whole.logps_B[1:])
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("backend", SERVING)
 def test_the_logged_sums_do_not_depend_on_the_blocks(backend, monkeypatch):
     inputs = batch([4, 1, 9, 3, 2])

@@ -118,6 +118,7 @@ def test_blocks_of_rows_in_tiny_tiles(monkeypatch, tiny, trained, block_position
         assert_close(grad, oracle_grads[name], torch_grads[name], name=f"d {name}")
 
 
+@pytest.mark.bits
 @needs_library
 @pytest.mark.parametrize(("d", "v"), [(64, 1000), (576, 1300), (2050, 700)])
 def test_logps_depend_on_nothing_but_their_own_position(monkeypatch, d, v):
@@ -168,6 +169,7 @@ def test_masked_vocabulary_fills_whole_tiles(tiny):
     assert frozen.isfinite().all()
 
 
+@pytest.mark.bits
 @needs_library
 def test_inference_mode_and_many_threads():
     hidden, weight, targets, _ = case(40, 16, 3000)

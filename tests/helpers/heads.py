@@ -7,7 +7,7 @@ import torch
 from tolerance import assert_close
 
 from fastkto.head import oracle, token_logprobs
-from fastkto.head.backends import BACKENDS
+from fastkto.head.backends import BACKENDS, products
 from fastkto.head.backends.tiles import TileBackend
 
 CPU = torch.device("cpu")
@@ -21,7 +21,7 @@ OPTIONS = [
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Several tiles in every direction at test sizes, each tail included."""
-    monkeypatch.setattr(TileBackend, "rows", 5)
+    monkeypatch.setitem(products.ROWS, "cpu", 5)
     monkeypatch.setattr(TileBackend, "columns", 7)
 
 

@@ -128,6 +128,7 @@ STARTS = {
 }
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("name", STARTS)
 def test_policy_equal_to_the_reference_starts_at_exactly_zero(name, tmp_path):
     # other rows: a pair cached from another batch keeps that batch's rounding

@@ -1,7 +1,12 @@
-"""The head on a CPU: a cache-sized tile of the GEMM on each thread, and the C++ passes of `csrc/` while it is hot.
+"""The head on a CPU: a cache-sized tile of products on each thread, and the C++ passes of `csrc/` while it is hot.
 
-Scratch is at most 64 MiB whatever N and V; beside it only 16-bit inputs need more, the float32 sums behind dX and, in
-`forward_backward`, dW. `forward_backward` with W trained keeps the logits of one block of rows, `block_bytes`.
+The products are `csrc/`'s own: a position's log-prob and gradient have the same bits whatever is beside it, on any
+number of threads and whichever BLAS torch has. Only the columns of a tile and of a group enter the order of their
+sums, and these depend on the machine's caches, D, V and the dtype.
+
+Scratch is at most 64 MiB whatever N and V, and 1.2 MiB that each thread keeps; beside it only 16-bit inputs need more,
+the float32 sums behind dX and, in `forward_backward`, dW. `forward_backward` with W trained keeps the logits of one
+block of rows, `block_bytes`.
 float64, which serves checks, takes the passes of the tiles backend.
 """
 
@@ -16,24 +21,25 @@ from fastkto.head.backends.loss_terms import RowSums, plain_row_sums
 from fastkto.head.backends.native_ops import (
     Columns,
     Statistics,
+    add_product,
     cache_bytes,
     fold,
     gradient,
     groups,
     load,
     matrix,
-    padded,
     widened,
 )
 from fastkto.head.backends.products import cast, logit_slope, operand
 from fastkto.head.backends.tiles import TileBackend, concatenate, wider_sums
 
 MIB = 1 << 20
-SCRATCH = 32 * MIB  # for the tiles of all threads together
+COLUMNS = 512  # of a tile, the most that csrc takes
+DEPTH = 256  # of a product's partial sums: groups are multiples, so that their size does not enter dX
 
 
 class Tiling(NamedTuple):
-    """The pieces a head call is cut into. Only `columns` enters the order of a sum that logps depend on."""
+    """The pieces a head call is cut into."""
 
     rows: int
     columns: int
@@ -60,16 +66,12 @@ class NativeBackend(TileBackend):
         return plain_row_sums(sums_B, ref_logps_B)
 
     def tiling(self, head: HeadInputs) -> Tiling:
-        """From the caches of this machine: a tile fills the second level, a group of tiles half of the third."""
+        """A group of tiles fills half of this machine's third-level cache; the threads enter `span` alone."""
         vocabulary, depth = head.weight_VD.shape
-        rows = min(1024, max(128, 8 * MIB // (4 * depth)))
-        columns = max(128, cache_bytes(2) // (4 * rows) // 128 * 128)
-        if widened(head):
-            columns = min(columns, max(16, 16 * MIB // (4 * depth) // 16 * 16))
-        rows = max(128, min(rows, SCRATCH // (4 * columns * torch.get_num_threads())))
+        rows, columns, span = min(1024, max(128, 8 * MIB // (4 * depth))), COLUMNS, max(64, 4 * torch.get_num_threads())
         group = min(16 * MIB, cache_bytes(3) // 2) // (4 * rows * columns)
-        span = max(64, 4 * torch.get_num_threads())
         if widened(head):
+            columns = min(columns, max(DEPTH, 16 * MIB // (4 * depth) // DEPTH * DEPTH))
             group, span = (min(tiles, 16 * MIB // (4 * depth * columns)) for tiles in (group, span))
         return Tiling(rows, columns, *(min(vocabulary, max(1, tiles) * columns) for tiles in (group, span)))
 
@@ -111,7 +113,7 @@ class NativeBackend(TileBackend):
         most = min(self._block_positions(head), 4 * self.tiling(head).rows)
         blocks = list(row_blocks(cu_seqlens, most))
         sizes = [cu_seqlens[last] - cu_seqlens[first] for first, last in blocks]
-        buffer = torch.empty(max((padded(n) for n in sizes if n <= most), default=0) * head.weight_VD.shape[0])
+        buffer = torch.empty(max((n for n in sizes if n <= most), default=0) * head.weight_VD.shape[0])
         for (first, last), size in zip(blocks, sizes, strict=True):
             begin = cu_seqlens[first]
             block, kept = head.rows(begin, begin + size), buffer if size <= most else None
@@ -122,30 +124,27 @@ class NativeBackend(TileBackend):
         return concatenate(outputs, head, stats=stats), sums.gradients(head)
 
     def scratch_bytes(self, head: HeadInputs, wanted: Wanted, cu_seqlens: Sequence[int] | None) -> int:
-        """The tiles of all threads, a group of them, or the logits of the largest block of rows."""
+        """A group of tiles, or the logits of the largest block of rows."""
         if head.sum_dtype == torch.float64:
             return super().scratch_bytes(head, wanted, cu_seqlens)
         tiling = self.tiling(head)
         rows = largest(positions(head, tiling.rows))
         floats = rows * tiling.group
         if not any(wanted):
-            floats = rows * min(tiling.columns, head.weight_VD.shape[0]) * torch.get_num_threads()
+            floats = 0
         elif wanted.weight and cu_seqlens is not None:
             most = min(self._block_positions(head), 4 * tiling.rows)
-            floats = max(floats, padded(largest_block(cu_seqlens, most)) * head.weight_VD.shape[0])
+            floats = max(floats, largest_block(cu_seqlens, most) * head.weight_VD.shape[0])
         return 4 * floats + wider_sums(head, wanted, 4)
 
     def _forward(self, head: HeadInputs, *, stats: bool, kept: torch.Tensor | None = None) -> HeadOutputs:
         """With `kept`, the bare products stay there: one group of columns behind the other."""
         tiling, statistics = self.tiling(head), Statistics(head.hidden_ND.shape[0])
         parts = positions(head, tiling.rows if kept is None else None)
-        tile = largest(parts) * min(tiling.columns, head.weight_VD.shape[0])
-        workers = max(1, min(torch.get_num_threads(), SCRATCH // (4 * max(1, tile))))
-        scratch = torch.empty(tile * workers) if kept is None else kept
         for columns in groups(head, tiling.span if kept is None else tiling.group):
             for part in parts:
-                logits = scratch if kept is None else matrix(kept, padded(size_of(part)), columns, columns.start)
-                fold(head, part, columns, tiling.columns, statistics, logits, stats=stats, keep=kept is not None)
+                logits = None if kept is None else matrix(kept, size_of(part), columns, columns.start)
+                fold(head, part, columns, tiling.columns, statistics, logits, stats=stats)
         return statistics.finish(head, stats=stats)
 
     def _forward_with_unit_dx(self, head: HeadInputs, *, stats: bool) -> tuple[HeadOutputs, torch.Tensor]:
@@ -157,15 +156,15 @@ class NativeBackend(TileBackend):
         for columns in groups(head, tiling.group):
             for part in parts:
                 before, after = statistics.max_N[part].clone(), statistics.max_N[part]
-                logits = matrix(buffer, padded(size_of(part)), columns)
-                fold(head, part, columns, tiling.columns, statistics, logits, stats=stats, keep=True)
+                logits = matrix(buffer, size_of(part), columns)
+                fold(head, part, columns, tiling.columns, statistics, logits, stats=stats)
                 if columns.start > 0 and not torch.equal(before, after):
                     unit_ND[part] *= torch.where(before == after, 1.0, (before - after).exp()).float()[:, None]
                 anchor = after.masked_fill(after == -torch.inf, 0.0).float()
                 none, minus = torch.full_like(head.targets_N[part], -1), torch.full_like(anchor, -1.0)
                 products = head.hidden_ND[part], columns, tiling.columns
                 gradient(head, none, *products, anchor, minus, logits, recompute=False)
-                add_product(unit_ND[part], logits[: size_of(part)], columns.weight_CD, fresh=columns.start == 0)
+                add_product(unit_ND[part], logits, columns.weight_CD, fresh=columns.start == 0)
         for part in parts:
             ignored = head.targets_N[part] == -100
             slope = logit_slope(statistics.target_N[part].float()[:, None], head)
@@ -193,10 +192,9 @@ class NativeBackend(TileBackend):
             dw_sum = dw if dw is None or dw.dtype == torch.float32 else torch.empty(dw.shape)
             for part in parts:
                 hidden, first = operand(head.hidden_ND[part], head), fresh and part.start == 0
-                logits = matrix(buffer, padded(size_of(part)), columns, 0 if kept is None else columns.start)
+                logits = matrix(buffer, size_of(part), columns, 0 if kept is None else columns.start)
                 given = head.targets_N[part], hidden, columns, tiling.columns, lse_N[part], grad_N[part]
                 gradient(head, *given, logits, recompute=kept is None)
-                logits = logits[: size_of(part)]
                 if sums.dx_ND is not None:
                     add_product(sums.dx_ND[part], logits, columns.weight_CD, fresh=columns.start == 0)
                 if dw_sum is not None:
@@ -253,16 +251,8 @@ def size_of(part: slice) -> int:
 
 
 def largest(parts: list[slice]) -> int:
-    """Rows of the tiles that serve every part."""
-    return max((padded(size_of(part)) for part in parts), default=0)
-
-
-def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, fresh: bool) -> None:
-    """`total = a @ b`, or `total += a @ b` unless `fresh`."""
-    if fresh:
-        torch.mm(a, b, out=total)
-    else:
-        total.addmm_(a, b)
+    """Positions of the largest part."""
+    return max((size_of(part) for part in parts), default=0)
 
 
 def upstream(

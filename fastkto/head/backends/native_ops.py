@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from fastkto.head.backends.base import HeadInputs, HeadOutputs
 from fastkto.head.backends.products import operand
@@ -14,7 +13,6 @@ from fastkto.head.backends.products import operand
 PACKAGE = Path(__file__).parents[2]
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 USUAL_CACHE_BYTES = {2: 1 << 20, 3: 16 << 20}
-FEWEST_ROWS = 16  # with fewer a BLAS may sum in another order, and logps would depend on the rows beside them
 
 
 @functools.cache
@@ -83,21 +81,10 @@ class Statistics:
         )
 
 
-def padded(rows: int) -> int:
-    """Rows of the tile in which that many positions are folded."""
-    return max(rows, FEWEST_ROWS)
-
-
 def matrix(buffer: torch.Tensor, rows: int, columns: Columns, before: int = 0) -> torch.Tensor:
     """(rows, C) in a flat buffer, behind the matrices of `before` columns."""
     width = columns.weight_CD.shape[0]
     return buffer[before * rows : (before + width) * rows].view(rows, width)
-
-
-def with_padding(hidden_RD: torch.Tensor) -> torch.Tensor:
-    """Rows of zeros behind, up to `padded`."""
-    missing = padded(hidden_RD.shape[0]) - hidden_RD.shape[0]
-    return F.pad(hidden_RD, (0, 0, 0, missing)) if missing else hidden_RD
 
 
 def fold(
@@ -106,18 +93,13 @@ def fold(
     columns: Columns,
     width: int,
     statistics: Statistics,
-    logits: torch.Tensor,
+    logits: torch.Tensor | None,
     *,
     stats: bool,
-    keep: bool,
 ) -> None:
-    """Take `columns` into the statistics of `part`, in tiles of `width`.
-
-    The bare products (padded rows, C) stay in `logits` with `keep`; without, it is flat scratch of some whole tiles.
-    """
-    hidden = operand(head.hidden_ND[part], head)
+    """Take `columns` into the statistics of `part`, in tiles of `width`; bare products (rows, C) stay in `logits`."""
     torch.ops.fastkto_native.fold(
-        with_padding(hidden),
+        operand(head.hidden_ND[part], head),
         columns.weight_CD,
         columns.bias_C,
         head.targets_N[part].contiguous(),
@@ -127,7 +109,6 @@ def fold(
         width,
         stats,
         logits,
-        keep,
         statistics.table[:, part],
     )
 
@@ -144,9 +125,9 @@ def gradient(
     *,
     recompute: bool,
 ) -> None:
-    """Bare products (padded rows, C) to `grad * (onehot(target) - exp(z - lse)) * dz/dx`; a target below 0 is none."""
+    """Bare products (rows, C) to `grad * (onehot(target) - exp(z - lse)) * dz/dx`; a target below 0 is none."""
     torch.ops.fastkto_native.gradient(
-        with_padding(hidden),
+        hidden,
         columns.weight_CD,
         columns.bias_C,
         targets.contiguous(),
@@ -159,3 +140,8 @@ def gradient(
         recompute,
         logits,
     )
+
+
+def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, fresh: bool) -> None:
+    """`total = a @ b`, or `total += a @ b` unless `fresh`; a row of `total` depends on its own row of `a` alone."""
+    torch.ops.fastkto_native.product(total, a, b, not fresh)

@@ -1,8 +1,26 @@
 """The matrix products of a tile of logits and of its gradients, in plain torch."""
 
+import functools
+
 import torch
+import torch.nn.functional as F
 
 from fastkto.head.backends.base import HeadInputs
+
+ROWS = {"cpu": 128, "cuda": 512}
+
+
+def fixed_rows(device: torch.device) -> int:
+    """Rows of every product whose rows must not depend on one another."""
+    return ROWS.get(device.type, 512)
+
+
+@functools.cache
+def has_onednn() -> bool:
+    """Whether torch multiplies through oneDNN here. MKL gives bits that depend on the threads where it is told to be
+    `MKL_CBWR=COMPATIBLE`, and half of oneDNN's rate on AMD processors.
+    """
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def operand(x: torch.Tensor, head: HeadInputs) -> torch.Tensor:
@@ -24,7 +42,7 @@ def accumulate(
         db += tile.sum(0)
     tile = tile.to(weight.dtype)
     if dx is not None:
-        add_product(dx, tile, weight)
+        dx += product(tile, weight)
     if dw is not None:
         add_product(dw, tile.T, hidden)
 
@@ -62,7 +80,20 @@ def logit_slope(z: torch.Tensor, head: HeadInputs) -> torch.Tensor | float:
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """`a @ b` accumulated and returned in float32 (float64 for float64), whatever the operands' dtype."""
+    """`a @ b` of at most `fixed_rows` rows, in float32 (float64 for float64), whatever the operands' dtype.
+
+    Always one shape: rows of zeros fill it up. BLAS libraries sum products of few rows in another order, and a
+    position's log-prob must not depend on how many positions are beside it.
+    """
+    rows = a.shape[0]
+    a = F.pad(a, (0, 0, 0, fixed_rows(a.device) - rows)).contiguous()
+    if a.dtype == torch.float32 and a.device.type == "cpu" and has_onednn():
+        return torch.ops.mkldnn._linear_pointwise(a, b.T, None, "none", [], "")[:rows]
+    return matmul(a, b)[:rows]
+
+
+def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """`a @ b` accumulated and returned in float32 (float64 for float64)."""
     if a.dtype in (torch.float32, torch.float64):
         return a @ b
     if a.device.type == "cuda":
@@ -71,8 +102,8 @@ def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-    """`total += a @ b`, with `total` in float32 or float64."""
+    """`total += a @ b`, a sum over positions, with `total` in float32 or float64."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
     else:
-        total += product(a, b)
+        total += matmul(a, b)

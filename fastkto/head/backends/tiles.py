@@ -1,7 +1,9 @@
 """The head in tiles of plain torch: any device, no compiler. `torch.mm` into a tile, fold, forget.
 
 Loops run over the vocabulary first, so each slice of the weight is cast once a pass and each slice of dW is
-written once. Tile sizes are constants: the order of every sum depends on (D, V, dtype) alone.
+written once. Tile sizes are constants and every product has the same number of rows, so a position's log-prob and
+gradient depend on (D, V, dtype) and that position alone, as far as torch's library gives equal rows of one shape
+equal bits (tests ask it, at 1 to 16 threads).
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +14,16 @@ import torch
 from fastkto.head.backends.base import Coefficients, HeadGradients, HeadInputs, HeadOutputs, Wanted
 from fastkto.head.backends.blocks import largest_block, row_blocks, spread
 from fastkto.head.backends.loss_terms import Epilogue
-from fastkto.head.backends.products import accumulate, cast, logit_slope, logits_tile, operand, product, slice_sum
+from fastkto.head.backends.products import (
+    accumulate,
+    cast,
+    fixed_rows,
+    logit_slope,
+    logits_tile,
+    operand,
+    product,
+    slice_sum,
+)
 
 
 @dataclass
@@ -54,7 +65,6 @@ class TileBackend(Epilogue):
     """Pure torch. A subclass replaces `fold` and `to_gradient`, the two passes over a tile."""
 
     name = "tiles"
-    rows = 1024
     columns = 8192
     block_bytes = 256 << 20  # of logits that `forward_backward` keeps for one block of whole rows
 
@@ -148,12 +158,12 @@ class TileBackend(Epilogue):
     def scratch_bytes(self, head: HeadInputs, wanted: Wanted, cu_seqlens: Sequence[int] | None) -> int:
         """A tile with what the passes over it make, the logits of the largest block, sums wider than their result."""
         itemsize = torch.finfo(head.sum_dtype).bits // 8
-        positions, vocabulary = head.hidden_ND.shape[0], head.weight_VD.shape[0]
-        tile = min(positions, self.rows) * min(vocabulary, self.columns)
+        rows, vocabulary = fixed_rows(head.hidden_ND.device), head.weight_VD.shape[0]
+        tile = rows * min(vocabulary, self.columns)
         kept = 0
         if cu_seqlens is not None:
             most = self._block_positions(head)
-            kept = largest_block(cu_seqlens, most) * vocabulary
+            kept = -(-largest_block(cu_seqlens, most) // rows) * rows * vocabulary
         return itemsize * (3 * tile + kept) + wider_sums(head, wanted, itemsize)
 
     def fold(self, tile: torch.Tensor, targets: torch.Tensor, start: int, folded: Folded, part: slice) -> None:
@@ -207,9 +217,9 @@ class TileBackend(Epilogue):
             yield start, operand(head.weight_VD[start : start + self.columns], head), bias
 
     def _positions(self, head: HeadInputs) -> Iterator[slice]:
-        count = head.hidden_ND.shape[0]
-        for start in range(0, count, self.rows):
-            yield slice(start, min(start + self.rows, count))
+        count, rows = head.hidden_ND.shape[0], fixed_rows(head.hidden_ND.device)
+        for start in range(0, count, rows):
+            yield slice(start, min(start + rows, count))
 
     def _block_positions(self, head: HeadInputs) -> int:
         itemsize = torch.finfo(head.sum_dtype).bits // 8
