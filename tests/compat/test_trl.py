@@ -5,7 +5,7 @@ from families import family
 from hosts import STEPS, Calls, compare, sft
 from trl_runs import LORA, build, build_lora, only_ours, only_theirs, ours, trl, watch
 
-from fastkto.integrations import trl_rows
+from fastkto.integrations.trl import rows as trl_rows
 
 
 @pytest.fixture

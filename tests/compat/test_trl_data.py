@@ -14,6 +14,7 @@ from trl_runs import build, build_lora, config, host_ran, only_ours, ours, trl, 
 
 from fastkto.config import KTOConfig
 from fastkto.errors import InputError
+from fastkto.integrations.trl import patch_trl_head
 
 
 @pytest.fixture
@@ -175,4 +176,4 @@ def test_refuses_an_unknown_version(found, monkeypatch):
     with pytest.raises(InputError, match=f"version of trl: got '{re.escape(found)}', expected {known}"):
         importlib.reload(ours)
     with pytest.raises(InputError, match="version of trl"):
-        ours.patch_trl_head()
+        patch_trl_head()

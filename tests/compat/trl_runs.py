@@ -7,7 +7,7 @@ from hosts import STEPS, policy_and_reference, sft
 from tiny import tiny_llama, tiny_tokenizer
 from training import rows
 
-import fastkto.integrations.trl as ours
+from fastkto.integrations.trl import trainer as ours
 
 trl = importlib.import_module("trl")
 peft = importlib.import_module("peft")

@@ -14,8 +14,7 @@ import torch
 from fastkto.config import KTOConfig
 from fastkto.engines import refuse_data_parallel
 from fastkto.errors import InputError
-from fastkto.integrations.trl_head import patch_trl_head
-from fastkto.integrations.trl_rows import TRLCollator
+from fastkto.integrations.trl.rows import TRLCollator
 from fastkto.integrations.versions import require_parameters, require_version
 from fastkto.step import Reference
 from fastkto.step.metrics import Sums, figures, step_sums
@@ -23,8 +22,6 @@ from fastkto.step.micro_step import LossSettings, kto_step, row_logps
 from fastkto.training.batching import choose_collator
 from fastkto.trunk.modules import check_head, find_head, install_scorer, unwrap_peft
 from fastkto.trunk.run import Batch, Forward
-
-__all__ = ["KTOTrainer", "patch_trl_head"]
 
 KNOWN = ("1.9.0", "1.16.0")
 SEAMS = {
@@ -35,7 +32,7 @@ SEAMS = {
     "log": ("logs", "start_time"),
 }
 
-require_version("trl", known=KNOWN, integration=__name__)
+require_version("trl", known=KNOWN, integration=__package__)
 _TRL: Any = importlib.import_module("trl").KTOTrainer  # not a plain import: TRL must not load before it is known
 
 
@@ -56,7 +53,7 @@ class KTOTrainer(_TRL):
     @functools.wraps(_TRL.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         for name, parameters in SEAMS.items():
-            require_parameters(getattr(_TRL, name), *parameters, integration=__name__)
+            require_parameters(getattr(_TRL, name), *parameters, integration=__package__)
         given = inspect.signature(_TRL.__init__).bind(self, *args, **kwargs).arguments
         if given.get("data_collator") is not None:
             fix = "Leave it out, or use trl.KTOTrainer."
