@@ -1,0 +1,82 @@
+"""OASST (OpenAssistant): messages with a parent each, answers ranked among their siblings, 0 the best.
+
+The rule: under every question that has at least two ranked answers, the best is desirable and the worst is not; those
+between are left out. (The paper's authors pair neighbours for losses on pairs; without pairs that would put every
+answer in between under both labels, which cancel.)
+"""
+
+from collections.abc import Iterable, Iterator
+
+from fastkto.rows.readers.mapping import pair
+from fastkto.rows.readers.tally import LeftOut, Record, Tally
+
+_ROLES = {"prompter": "user", "assistant": "assistant"}
+
+
+def fits(record: Record) -> bool:
+    """Whether a record is a message, or a whole tree of them."""
+    return "message_tree_id" in record and ({"message_id", "parent_id", "text"} <= {*record} or "prompt" in record)
+
+
+def read(records: Iterable[Record], tally: Tally) -> Iterator[Record]:
+    """Pairs: prompt, chosen and rejected as messages; `source` is the language."""
+    messages: dict[str, Record] = {}
+    answers: dict[str, list[tuple[int, Record]]] = {}
+    for number, record in enumerate(records):
+        for message in _messages(record):
+            messages[message["message_id"]] = message
+            if message.get("role") == "assistant":
+                if message.get("deleted"):
+                    tally.add("answers that are deleted", number)
+                elif message.get("rank") is None:
+                    tally.add("answers without a rank", number)
+                else:
+                    answers.setdefault(message.get("parent_id") or "", []).append((number, message))
+    for parent, siblings in answers.items():
+        siblings.sort(key=lambda sibling: sibling[1]["rank"])
+        (first, best), *between = siblings
+        if not between or between[-1][1]["rank"] == best["rank"]:
+            for number, _ in siblings:
+                tally.add("answers with no other of another rank", number)
+            continue
+        *between, (_, worst) = between
+        for number, _ in between:
+            tally.add("answers ranked between the best and the worst", number)
+        try:
+            sides = ([{"role": "assistant", "content": answer.get("text") or ""}] for answer in (best, worst))
+            yield pair(_conversation(messages, parent), *sides) | {"source": str(best.get("lang") or "")}
+        except LeftOut as reason:
+            tally.add(f"pairs of answers {reason}", first)
+
+
+def _messages(record: Record) -> Iterator[Record]:
+    """A message by itself, or every one of a tree, each with its parent."""
+    if "message_id" in record and "parent_id" in record:
+        yield record
+        return
+    waiting = [(record.get("prompt"), None)]
+    while waiting:
+        message, parent = waiting.pop()
+        if isinstance(message, dict) and "message_id" in message:
+            yield message | {"parent_id": parent}
+            waiting += [(reply, message["message_id"]) for reply in reversed(message.get("replies") or [])]
+
+
+def _conversation(messages: dict[str, Record], last: str) -> list[Record]:
+    turns: list[Record] = []
+    seen: set[str] = set()
+    key: str | None = last
+    while key:
+        message = messages.get(key)
+        if message is None or key in seen:
+            raise LeftOut("with a gap in the conversation: a message's parent is not in the file")
+        if message.get("deleted"):
+            raise LeftOut("with a deleted message in the conversation")
+        if message.get("role") not in _ROLES:
+            raise LeftOut(f"with a message by {message.get('role')!r}, a role that is not known")
+        seen.add(key)
+        turns.append({"role": _ROLES[message["role"]], "content": message.get("text") or ""})
+        key = message.get("parent_id")
+    if not turns:
+        raise LeftOut("without a question")
+    return turns[::-1]
