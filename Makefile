@@ -61,7 +61,7 @@ sanitize: $(VENV)/.dev  ## the native head's tests under AddressSanitizer and Un
 	  $(VENV)/bin/pytest tests/head/test_native.py
 
 faults: $(VENV)/.dev  ## every fault and bad input: what was lost, and the message (minutes)
-	PYTHONPATH=tests OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m faults
+	PYTHONPATH=tests:tests/helpers OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m faults
 
 compat: $(VENV)/.dev  ## one environment a host pin, each host's own test in it (slow); HOSTS="liger-0.8.5 ..." picks, SMOLLM2=FOLDER adds that model
 	$(PY) tests/compat/environments.py --at build/compat $(HOSTS)
@@ -78,7 +78,7 @@ gpu-head:  ## results go to GPU_OUT
 	PYTHONPATH=.:kernels python3 benchmarks/head_gpu.py --seconds 240 --out $(GPU_OUT)
 
 gpu-tests:  ## in 8 processes where pytest-xdist is there: most of the time is the compiler's
-	PYTHONPATH=.:kernels:tests python3 -m pytest tests/gpu -q -p no:cacheprovider \
+	PYTHONPATH=.:kernels:tests:tests/helpers python3 -m pytest tests/gpu -q -p no:cacheprovider \
 	  $$(python3 -c 'import importlib.util as u; print("-n 8" * bool(u.find_spec("xdist")))')
 
 compile-table: $(VENV)/.dev  ## registers, spills and shared memory of every kernel on every architecture (minutes)

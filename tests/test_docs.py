@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from poison import poison, spoiled
 from stock_models import family
-from test_faults import poison, spoiled
 from tiny import tiny_llama, tiny_tokenizer
 from training import rows, trainer
 

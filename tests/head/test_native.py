@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 from tolerance import assert_close, assert_within
 
 from fastkto.head import fused_linear_kto, oracle, token_logprobs, token_stats
-from fastkto.head.backends import native_ops
 from fastkto.head.backends.base import HeadInputs, Wanted
 from fastkto.head.backends.native import NativeBackend, Tiling
+from fastkto.native import loader
 
 ROOT = Path(__file__).parents[2]
 REASON = NativeBackend().unavailable(torch.device("cpu"))
@@ -239,17 +239,17 @@ def test_a_failing_compiler_leaves_a_reason_and_no_error(tmp_path, monkeypatch):
     absent = {"CC": "no-such-compiler", "CXX": "no-such-compiler"}
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **absent}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    monkeypatch.setattr(native_ops, "PACKAGE", tmp_path / "fastkto")
-    reason = native_ops.load.__wrapped__()
+    monkeypatch.setattr(loader, "PACKAGE", tmp_path / "fastkto")
+    reason = loader.load.__wrapped__()
     assert reason is not None
     assert "no-such-compiler" in reason
 
 
 def test_a_library_that_does_not_load_is_a_reason(tmp_path, monkeypatch):
-    monkeypatch.setattr(native_ops, "PACKAGE", tmp_path)
-    assert "not built" in native_ops.load.__wrapped__()
+    monkeypatch.setattr(loader, "PACKAGE", tmp_path)
+    assert "not built" in loader.load.__wrapped__()
     (tmp_path / "_native.abi3.so").write_text("no library")
-    assert "does not load" in native_ops.load.__wrapped__()
+    assert "does not load" in loader.load.__wrapped__()
 
 
 def test_other_devices_are_refused():

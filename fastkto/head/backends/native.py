@@ -22,16 +22,15 @@ from fastkto.head.backends.native_ops import (
     Columns,
     Statistics,
     add_product,
-    cache_bytes,
     fold,
     gradient,
     groups,
-    load,
     matrix,
     widened,
 )
 from fastkto.head.backends.products import cast, logit_slope, operand
 from fastkto.head.backends.tiles import TileBackend, concatenate, wider_sums
+from fastkto.native.loader import cache_bytes, load
 
 MIB = 1 << 20
 COLUMNS = 512  # of a tile, the most that csrc takes

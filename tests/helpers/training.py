@@ -108,6 +108,7 @@ class Gradients(TrainerCallback):
 
 STILL = {"learning_rate": 1e-30, "max_grad_norm": 0.0, "optim": "sgd", "train_sampling_strategy": "sequential"}
 """Settings under which the policy stays where it is, and rows come in their order."""
+GENTLE = {**STILL, "beta": 0.5}
 
 
 def logp(model, prompt, completion):

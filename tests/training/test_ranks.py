@@ -57,10 +57,10 @@ def two_ranks(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    here, path = Path(__file__).parent, os.environ.get("PYTHONPATH", "")
+    tests, path = Path(__file__).parents[1], os.environ.get("PYTHONPATH", "")
     environment = {
         **os.environ,
-        "PYTHONPATH": f"{here}{os.pathsep}{path}",
+        "PYTHONPATH": os.pathsep.join([str(tests), str(tests / "helpers"), path]),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
@@ -70,7 +70,7 @@ def two_ranks(tmp_path_factory):
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
             stderr=subprocess.PIPE,
             text=True,
-            cwd=here.parent,
+            cwd=tests.parent,
         )
         for rank in range(2)
     ]

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from test_parity_trl import compare, spy_on_k
+from parity import compare, spy_on_k
 
 import fastkto
 
 trl = pytest.importorskip("trl", reason="the test extra brings TRL, the peer to compare with")
 pytestmark = pytest.mark.slow
 
-DEMO = Path(__file__).parents[1] / "examples" / "demo"
-FEEDBACK = Path(__file__).parents[2] / "shared" / "data" / "kto_en_demo.json"
+DEMO = Path(__file__).parents[2] / "examples" / "demo"
+FEEDBACK = Path(__file__).parents[3] / "shared" / "data" / "kto_en_demo.json"
 
 
 @pytest.fixture(scope="module")

@@ -8,17 +8,14 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from adapters import LORA
 from datasets import Dataset
 from tiny import tiny_llama, tiny_tokenizer
 from tolerance import assert_close, assert_within
-from training import STILL, Gradients, by_hand, noisy, rows, steps, trainer
+from training import GENTLE, Gradients, by_hand, noisy, rows, steps, trainer
 
 from fastkto import KTOTrainer
 from fastkto.errors import InputError
-
-LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]}
-GENTLE = {**STILL, "beta": 0.5}
-
 
 # Rows of a step
 
@@ -252,7 +249,7 @@ def test_import_needs_only_torch_and_the_standard_library():
         "print(sorted(new))"
     )
     found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
     )
     loaded = {name for name in eval(found.stdout) if not name.startswith("_")} - {"fastkto", "fastkto_kernels"}
     assert not loaded & {"transformers", "datasets", "accelerate", "peft", "trl", "tokenizers", "pandas", "matplotlib"}

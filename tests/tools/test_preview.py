@@ -16,7 +16,7 @@ from fastkto.rows import RowOptions, normalise, read_rows
 from fastkto.rows.tokens import tokenize
 from fastkto.tools.preview import preview, render
 
-DEMO = Path(__file__).parents[2] / "shared" / "data" / "kto_en_demo.json"
+DEMO = Path(__file__).parents[3] / "shared" / "data" / "kto_en_demo.json"
 
 
 def rows(n, **more):

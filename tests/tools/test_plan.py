@@ -11,6 +11,7 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig
+from plans import LENGTHS, LORA, SIZES, WAYS, made, model, plan, plan_way
 from tiny import tiny_llama
 from tolerance import assert_within
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -20,18 +21,6 @@ from fastkto.errors import InputError
 from fastkto.tools.footprint import GRADIENTS, HEAD, KEPT, OPTIMIZER, REFERENCE, WEIGHTS, WORK, Footprint
 from fastkto.tools.plan import Model, Search, largest, peak_by_part, process_bytes, rows_of, total, what_fits
 from fastkto.trunk.attention import CannotPack
-
-LENGTHS = [(40, 90), (10, 150), (70, 30), (1, 60)]
-SIZES = {"hidden": 64, "layers": 3, "vocab": 1024}
-LORA = {"r": 4, "task_type": "CAUSAL_LM", "target_modules": "all-linear"}
-
-
-def model(peft_config=None, **changes):
-    return Model(tiny_llama(**SIZES | changes).config, torch.float32, peft_config)
-
-
-def plan(tmp_path, lengths=LENGTHS, *, known=None, **changes):
-    return peak_by_part(known or model(), config(tmp_path, **changes), lengths)
 
 
 def real_step(tmp_path, *, peft_config=None, **changes):
@@ -53,32 +42,6 @@ def real_step(tmp_path, *, peft_config=None, **changes):
     with Footprint() as footprint:
         t.training_step(t.model, batch, num_items_in_batch=4)
     return sum(footprint.at_peak.values())
-
-
-WAYS = {
-    "full": {},
-    "cached": {"precompute_ref_log_probs": True},
-    "adapter": {"peft_config": LORA},
-    "adapter, cached": {"peft_config": LORA, "precompute_ref_log_probs": True},
-    "no checkpointing": {"gradient_checkpointing": False},
-    "padded": {"packing": False},
-    "two forwards": {"max_tokens_per_forward": 400},
-    "apo": {"loss_type": "apo_zero_unpaired"},
-    "bf16": {"bf16": True},
-}
-
-
-def made(way):
-    """The keywords of a way, its adapter's configuration new."""
-    changes = dict(WAYS[way])
-    if "peft_config" in changes:
-        changes["peft_config"] = LoraConfig(**changes["peft_config"])
-    return changes
-
-
-def plan_way(tmp_path, way):
-    changes = made(way)
-    return plan(tmp_path, known=model(changes.pop("peft_config", None)), **changes)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -199,9 +162,9 @@ def test_the_longest_rows_and_the_most_of_them_fit_and_a_little_more_does_not(tm
 
 
 def test_a_plan_for_another_device_leaves_nothing_on_this_one(tmp_path):
-    here = Path(__file__).parent
-    command = [sys.executable, here / "plan_elsewhere.py", tmp_path]
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(here)})
+    helpers = Path(__file__).parents[1] / "helpers"
+    command = [sys.executable, helpers / "plan_elsewhere.py", tmp_path]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(helpers)})
 
 
 def test_a_model_that_cannot_be_packed_is_planned_padded(tmp_path, monkeypatch):

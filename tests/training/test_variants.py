@@ -3,11 +3,11 @@
 import peft
 import pytest
 import torch
+from adapters import LORA
 from datasets import Dataset
-from test_trainer import GENTLE, LORA
 from tiny import tiny_llama
 from tolerance import assert_within
-from training import Gradients, noisy, rows, steps, trainer
+from training import GENTLE, Gradients, noisy, rows, steps, trainer
 
 VARIANTS = {
     "no checkpointing": {"gradient_checkpointing": False},

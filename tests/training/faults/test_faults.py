@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from faults.disk import FullDisk
+from poison import poison, spoiled
 from tiny import tiny_llama
 from training import config, noisy, rows, steps, trainer
 from transformers import TrainerCallback
@@ -33,28 +34,6 @@ class At(TrainerCallback):
     def on_step_begin(self, args, state, control, **_):
         if state.global_step + 1 == self.step:
             self.action()
-
-
-def poison(t, step, spoil):
-    """In one optimizer step, `spoil` changes what `kto_step` hands back."""
-    import fastkto.training.trainer as module
-
-    stock = module.kto_step
-
-    def kto_step(*args, **kwargs):
-        out, aux_loss = stock(*args, **kwargs)
-        return (spoil(out) if t.state.global_step + 1 == step else out), aux_loss
-
-    return module, kto_step
-
-
-def spoiled(name, row, value):
-    def spoil(out):
-        x = getattr(out, name).clone()
-        x[row] = value
-        return out._replace(**{name: x})
-
-    return spoil
 
 
 def infinite_loss(out):

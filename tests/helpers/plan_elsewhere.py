@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
-from test_plan import WAYS, plan_way
+from plans import WAYS, plan_way
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 from fastkto.config import KTOConfig

@@ -58,7 +58,7 @@ def launch(world, *arguments, engine="ddp", script=__file__, timeout=240):
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([*map(str, command)], env=environment, cwd=HERE.parent, **pipes) as job:
+    with subprocess.Popen([*map(str, command)], env=environment, cwd=HERE.parents[1], **pipes) as job:
         try:
             _, said = job.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:

@@ -1,0 +1,1 @@
+"""The native library of `csrc/`: only here is it loaded."""
