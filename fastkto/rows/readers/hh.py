@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from fastkto.rows.readers.mapping import pair
-from fastkto.rows.readers.tally import LeftOut, Record, Tally, one_by_one
+from fastkto.rows.readers.tally import LeftOut, Numbered, Record, Tally, one_by_one
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -22,7 +22,7 @@ def fits(record: Record) -> bool:
     return all(isinstance(side, str) and _TURN.match(side) and "\n\nAssistant:" in side for side in sides)
 
 
-def read(records: Iterable[Record], tally: Tally) -> Iterator[Record]:
+def read(records: Iterable[Record], tally: Tally) -> Iterator[Numbered]:
     """Pairs: prompt, chosen and rejected as messages."""
     return one_by_one(records, _row, tally)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from fastkto.rows.labels import as_bool
 from fastkto.rows.readers.chat import is_chat, last_answer, read_chat, read_message
-from fastkto.rows.readers.tally import LeftOut, Record, Tally
+from fastkto.rows.readers.tally import LeftOut, Numbered, Record, Tally
 
 Paths = str | list[str]
 MISSING = object()
@@ -52,7 +52,7 @@ class Mapping:
             any(find(record, path, exists=True) is not MISSING for path in _several(paths)) for paths in self.keys
         )
 
-    def read(self, records: Iterable[Record], scored: bool, tally: Tally) -> Iterator[Record]:
+    def read(self, records: Iterable[Record], scored: bool, tally: Tally) -> Iterator[Numbered]:
         """The rows; `scored` says that numbers are read as scores, so several of them may be averaged."""
         for number, record in enumerate(records):
             entries: list[Any] = [{}]
@@ -63,7 +63,7 @@ class Mapping:
                     tally.add(f"without entries in {self.each!r}", number)
             for entry in entries:
                 try:
-                    yield self._row([entry, record], scored)
+                    yield number, self._row([entry, record], scored)
                 except LeftOut as reason:
                     tally.add(str(reason), number)
 

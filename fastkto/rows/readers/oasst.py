@@ -8,7 +8,7 @@ answer in between under both labels, which cancel.)
 from collections.abc import Iterable, Iterator
 
 from fastkto.rows.readers.mapping import pair
-from fastkto.rows.readers.tally import LeftOut, Record, Tally
+from fastkto.rows.readers.tally import LeftOut, Numbered, Record, Tally
 
 _ROLES = {"prompter": "user", "assistant": "assistant"}
 
@@ -18,7 +18,7 @@ def fits(record: Record) -> bool:
     return "message_tree_id" in record and ({"message_id", "parent_id", "text"} <= {*record} or "prompt" in record)
 
 
-def read(records: Iterable[Record], tally: Tally) -> Iterator[Record]:
+def read(records: Iterable[Record], tally: Tally) -> Iterator[Numbered]:
     """Pairs: prompt, chosen and rejected as messages; `source` is the language."""
     messages: dict[str, Record] = {}
     answers: dict[str, list[tuple[int, Record]]] = {}
@@ -44,7 +44,7 @@ def read(records: Iterable[Record], tally: Tally) -> Iterator[Record]:
             tally.add("answers ranked between the best and the worst", number)
         try:
             sides = ([{"role": "assistant", "content": answer.get("text") or ""}] for answer in (best, worst))
-            yield pair(_conversation(messages, parent), *sides) | {"source": str(best.get("lang") or "")}
+            yield first, pair(_conversation(messages, parent), *sides) | {"source": str(best.get("lang") or "")}
         except LeftOut as reason:
             tally.add(f"pairs of answers {reason}", first)
 

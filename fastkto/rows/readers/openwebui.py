@@ -11,7 +11,7 @@ from typing import Any
 
 from fastkto.rows.readers.chat import text_of
 from fastkto.rows.readers.mapping import MISSING, find
-from fastkto.rows.readers.tally import LeftOut, Record, Tally, one_by_one
+from fastkto.rows.readers.tally import LeftOut, Numbered, Record, Tally, one_by_one
 
 KEYS = ("data", "meta", "snapshot")
 _OPENING = re.compile(r'<details\b[^>]*\btype="(\w+)"[^>]*>')
@@ -25,7 +25,7 @@ def fits(record: Record) -> bool:
     return all(key in record for key in KEYS)
 
 
-def read(records: Iterable[Record], tally: Tally) -> Iterator[Record]:
+def read(records: Iterable[Record], tally: Tally) -> Iterator[Numbered]:
     """The thumbs with their conversations, as prompt, completion and label; `source` is the model that answered."""
     return one_by_one(records, _row, tally)
 

@@ -13,7 +13,7 @@ from fastkto.rows.labels import warn_once
 from fastkto.rows.readers import hh, oasst, openwebui, shp
 from fastkto.rows.readers.mapping import MISSING, Mapping, find, parsed
 from fastkto.rows.readers.products import MAPPINGS, SCORE, mapping_file
-from fastkto.rows.readers.tally import Record, Tally
+from fastkto.rows.readers.tally import Numbered, Record, Tally
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,11 +30,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Reading:
-    """What a reader made of a file; `options` reads its rows on."""
+    """What a reader made of the records of a file (numbered from 0); `options` reads its rows on."""
 
     reader: str
     records: int
     rows: list[Record]
+    numbers: list[int]
+    """The record that each row comes from."""
     left_out: Tally
     options: "RowOptions"
 
@@ -59,14 +61,19 @@ def read_records(records: Iterable[Record], options: "RowOptions", *, dataset_na
         return None
     if isinstance(read, Mapping):
         read = _named(read, options, records)
-        rows_of: Callable[[list[Record], Tally], Iterator[Record]] = _Scored(read, options.label_threshold is not None)
+        rows_of: Callable[[list[Record], Tally], Iterator[Numbered]] = _Scored(
+            read, options.label_threshold is not None
+        )
     else:
         _refuse_columns(options, name)
         rows_of = read.read
     tally = Tally()
-    rows = list(rows_of(records, tally))
+    numbered = list(rows_of(records, tally))
+    rows = [row for _, row in numbered]
     standard: dict[str, Any] = dict(zip(COLUMNS, ("prompt", "completion", "label"), strict=True))
-    reading = Reading(name, len(records), rows, tally, replace(options, reader=None, **standard))
+    reading = Reading(
+        name, len(records), rows, [number for number, _ in numbered], tally, replace(options, reader=None, **standard)
+    )
     if not rows:
         fix = f"Left out: {'; '.join(tally.lines()) or 'nothing, it has no records'}."
         raise InputError(f"{dataset_name} dataset", f"no row as {name}", "at least one that can be trained on", fix)
@@ -102,7 +109,7 @@ class _Scored:
     mapping: Mapping
     scored: bool
 
-    def __call__(self, records: list[Record], tally: Tally) -> Iterator[Record]:
+    def __call__(self, records: list[Record], tally: Tally) -> Iterator[Numbered]:
         return self.mapping.read(records, self.scored, tally)
 
 

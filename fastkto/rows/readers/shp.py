@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 
 from fastkto.rows.readers.mapping import pair
-from fastkto.rows.readers.tally import LeftOut, Record, Tally
+from fastkto.rows.readers.tally import LeftOut, Numbered, Record, Tally
 
 KEYS = ("history", "human_ref_A", "human_ref_B", "score_A", "score_B")
 LEAST_RATIO = 2
@@ -20,7 +20,7 @@ def fits(record: Record) -> bool:
     return all(key in record for key in KEYS)
 
 
-def read(records: Iterable[Record], tally: Tally) -> Iterator[Record]:
+def read(records: Iterable[Record], tally: Tally) -> Iterator[Numbered]:
     """Pairs: prompt, chosen and rejected as messages; `source` is the forum."""
     rows: dict[int, Record] = {}
     posts: dict[str, list[int]] = {}
@@ -35,7 +35,7 @@ def read(records: Iterable[Record], tally: Tally) -> Iterator[Record]:
         for number in sorted(numbers, key=lambda number: _order(rows[number]))[MOST_PAIRS:]:
             del rows[number]
             tally.add(f"beyond {MOST_PAIRS} pairs of one post", number)
-    yield from rows.values()
+    yield from rows.items()
 
 
 def _row(record: Record) -> Record:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 Record = dict[str, Any]
+Numbered = tuple[int, Record]
+"""A row, and the number of the record that it comes from."""
 SHOWN = 3
 
 
@@ -36,10 +38,10 @@ class Tally:
         return f"record{'s' if len(first) > 1 else ''} {', '.join(map(str, first))}{more}"
 
 
-def one_by_one(records: Iterable[Record], parse: Callable[[Record], Record], tally: Tally) -> Iterator[Record]:
+def one_by_one(records: Iterable[Record], parse: Callable[[Record], Record], tally: Tally) -> Iterator[Numbered]:
     """`parse` of every record; what it leaves out is counted."""
     for number, record in enumerate(records):
         try:
-            yield parse(record)
+            yield number, parse(record)
         except LeftOut as reason:
             tally.add(str(reason), number)
