@@ -9,7 +9,7 @@ from fastkto.errors import InputError, require
 from fastkto.rows.fingerprint import code_digest
 from fastkto.rows.formats import Record, completion_record, message_records, paired_records, truncated_cell
 from fastkto.rows.labels import LabelReader, label_reader
-from fastkto.rows.readers import hint, read_dataset
+from fastkto.rows.readers import hint, read_dataset, say
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -66,7 +66,8 @@ def normalise(
     if {"prompt_ids", "completion_ids"} <= {*columns} or {*_OUTPUT} <= {*columns}:
         return dataset
     if options.reader is not None:
-        dataset, options, _ = read_dataset(dataset, options, dataset_name=dataset_name)
+        dataset, options, reading = read_dataset(dataset, options, dataset_name=dataset_name)
+        say(reading, dataset_name)
         columns = column_names(dataset, dataset_name)
     dataset = dataset.with_format(None)
     shape = _shape(columns, options, dataset_name)

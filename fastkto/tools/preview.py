@@ -12,7 +12,7 @@ from fastkto.pairs import PairableSampler, pair
 from fastkto.pairs.balance import auto_desirable_weight, batch_size_for, obeys_rule, one_class_share, weight_range
 from fastkto.rows import RowOptions, normalise
 from fastkto.rows.normalise import label_ties
-from fastkto.rows.readers import Reading, read_dataset
+from fastkto.rows.readers import Reading, read_dataset, say
 from fastkto.rows.tokens import TokenReport, tokenize_with_report
 from fastkto.tools.preview_example import Example, example, render_example
 
@@ -92,6 +92,8 @@ def preview(
     reading = None
     if options.reader is not None:
         dataset, options, reading = read_dataset(dataset, options)
+        if reading is None:
+            say(reading, "train")
     streamed = isinstance(dataset, datasets.IterableDataset)
     if streamed:
         dataset = datasets.Dataset.from_list(list(dataset.take(STREAM_ROWS)), features=dataset.features)

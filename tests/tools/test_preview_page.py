@@ -90,7 +90,7 @@ def test_faults_come_first_and_the_worst_of_them_first():
     assert "opposed      the same answer under both labels: 5 rows; they cancel" in render(shown)
 
 
-def test_what_a_reader_left_out_and_counts_by_source():
+def test_what_a_reader_left_out_and_counts_by_source(caplog):
     def run(i, **more):
         record = {"inputs": {"input": f"q{i}"}, "outputs": {"output": f"a{i}"}, "name": "web" if i % 3 else "shop"}
         return record | {"feedback_stats": {"thumb": {"n": 1, "avg": float(i % 2)}}} | more
@@ -98,6 +98,7 @@ def test_what_a_reader_left_out_and_counts_by_source():
     records = [run(i) for i in range(9)]
     records.insert(0, run(9) | {"feedback_stats": {"thumb": None}})
     shown = look(records, options=RowOptions(reader="auto", label_column="thumb"))
+    assert "left out" not in caplog.text, "it is printed, and need not be said twice"
     assert shown.by_source == [("web", 3, 3), ("shop", 1, 2)]
     text, printed = page(shown, "x"), render(shown)
     assert "read as langsmith" in text

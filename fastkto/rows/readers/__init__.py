@@ -4,6 +4,6 @@ A reader is a `Mapping` (products.py; a user's own is a YAML or JSON file) or a 
 `read(records, tally)`, both pure: records in, rows out, and what is left out counted by kind.
 """
 
-from fastkto.rows.readers.reading import READERS, Reading, hint, read_dataset, read_records
+from fastkto.rows.readers.reading import READERS, Reading, hint, read_dataset, read_records, say
 
-__all__ = ["READERS", "Reading", "hint", "read_dataset", "read_records"]
+__all__ = ["READERS", "Reading", "hint", "read_dataset", "read_records", "say"]

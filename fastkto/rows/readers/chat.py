@@ -48,7 +48,8 @@ def read_message(message: Message, roles: dict[str, str] | None = None) -> Messa
     if role is None:
         raise LeftOut(f"with a message by {name!r}, a role that is not known")
     content = body.get("content", body.get("value"))
-    calls = body.get("tool_calls") or (body.get("additional_kwargs") or {}).get("tool_calls")
+    further = body.get("additional_kwargs")
+    calls = body.get("tool_calls") or (further.get("tool_calls") if isinstance(further, dict) else None)
     kept = {key: body[key] for key in KEPT if body.get(key) not in (None, [])}
     if calls and role == "assistant":
         kept["tool_calls"] = calls
@@ -92,7 +93,8 @@ def _is_message(item: Any) -> bool:
 
 def _name_and_body(message: Message) -> tuple[str, Message]:
     if message.get("lc") == 1:
-        return str((message.get("id") or [""])[-1]), message.get("kwargs") or {}
+        path, body = message.get("id"), message.get("kwargs")
+        return str(path[-1]) if isinstance(path, list) and path else "", body if isinstance(body, dict) else {}
     if isinstance(message.get("data"), dict):
         return str(message.get("type")), message["data"]
     return str(message.get("role") or message.get("from") or message.get("type")), message

@@ -193,12 +193,12 @@ def read_label(value: Any, labels: dict[Any, bool | None] | None, scored: bool) 
 
 def _feedback_stats(stats: Record, scored: bool) -> Any:
     """LangSmith's summary of a key's feedback: n, avg and stdev of scores, or how often each value was given."""
-    if stats.get("avg") is None:
-        return [word for word, count in (parsed(stats.get("values")) or {}).items() if count]
-    whole = float(stats["avg"]).is_integer() and not stats.get("stdev")
-    if (stats.get("n") or 1) > 1 and not whole and not scored:
+    mean, values = stats.get("avg"), parsed(stats.get("values"))
+    if mean is None:
+        return [word for word, count in values.items() if count] if isinstance(values, dict) else None
+    if isinstance(mean, float) and stats.get("n") != 1 and (stats.get("stdev") or not mean.is_integer()) and not scored:
         raise LeftOut("rated differently by several people")
-    return stats["avg"]
+    return mean
 
 
 def _plain(value: Any) -> Any:

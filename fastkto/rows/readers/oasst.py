@@ -24,14 +24,17 @@ def read(records: Iterable[Record], tally: Tally) -> Iterator[Numbered]:
     answers: dict[str, list[tuple[int, Record]]] = {}
     for number, record in enumerate(records):
         for message in _messages(record):
+            if not isinstance(message["message_id"], str):
+                tally.add("messages without an id", number)
+                continue
             messages[message["message_id"]] = message
             if message.get("role") == "assistant":
                 if message.get("deleted"):
                     tally.add("answers that are deleted", number)
-                elif message.get("rank") is None:
+                elif not isinstance(message.get("rank"), int | float):
                     tally.add("answers without a rank", number)
                 else:
-                    answers.setdefault(message.get("parent_id") or "", []).append((number, message))
+                    answers.setdefault(str(message.get("parent_id") or ""), []).append((number, message))
     for parent, siblings in answers.items():
         siblings.sort(key=lambda sibling: sibling[1]["rank"])
         (first, best), *between = siblings
@@ -43,7 +46,7 @@ def read(records: Iterable[Record], tally: Tally) -> Iterator[Numbered]:
         for number, _ in between:
             tally.add("answers ranked between the best and the worst", number)
         try:
-            sides = ([{"role": "assistant", "content": answer.get("text") or ""}] for answer in (best, worst))
+            sides = ([_turn(answer)] for answer in (best, worst))
             yield first, pair(_conversation(messages, parent), *sides) | {"source": str(best.get("lang") or "")}
         except LeftOut as reason:
             tally.add(f"pairs of answers {reason}", first)
@@ -67,16 +70,23 @@ def _conversation(messages: dict[str, Record], last: str) -> list[Record]:
     seen: set[str] = set()
     key: str | None = last
     while key:
-        message = messages.get(key)
+        message = messages.get(key) if isinstance(key, str) else None
         if message is None or key in seen:
             raise LeftOut("with a gap in the conversation: a message's parent is not in the file")
         if message.get("deleted"):
             raise LeftOut("with a deleted message in the conversation")
-        if message.get("role") not in _ROLES:
-            raise LeftOut(f"with a message by {message.get('role')!r}, a role that is not known")
         seen.add(key)
-        turns.append({"role": _ROLES[message["role"]], "content": message.get("text") or ""})
+        turns.append(_turn(message))
         key = message.get("parent_id")
     if not turns:
         raise LeftOut("without a question")
     return turns[::-1]
+
+
+def _turn(message: Record) -> Record:
+    role, text = message.get("role"), message.get("text")
+    if role not in ("prompter", "assistant"):
+        raise LeftOut(f"with a message by {role!r}, a role that is not known")
+    if not isinstance(text, str):
+        raise LeftOut("with a message without text")
+    return {"role": _ROLES[role], "content": text}

@@ -69,14 +69,14 @@ def _chain(chat: Record, rated: Any) -> list[Record]:
     """The messages from the first to the rated one."""
     messages = _get(chat, "history.messages")
     if isinstance(messages, list):
-        messages = {message["id"]: message for message in messages if isinstance(message, dict) and "id" in message}
-    if not isinstance(messages, dict) or not isinstance(messages.get(rated), dict):
+        messages = {message["id"]: message for message in messages if isinstance(find(message, "id"), str)}
+    if not isinstance(messages, dict) or not isinstance(rated, str) or not isinstance(messages.get(rated), dict):
         raise LeftOut("whose rated message is not in the snapshot")
     chain: list[Record] = []
     seen: set[str] = set()
-    key = rated
+    key: Any = rated
     while key is not None:
-        if not isinstance(messages.get(key), dict) or key in seen:
+        if not isinstance(key, str) or not isinstance(messages.get(key), dict) or key in seen:
             raise LeftOut("with a gap in the conversation: a message's parent is not in the snapshot")
         seen.add(key)
         chain.append(_message(messages[key]))
@@ -88,7 +88,8 @@ def _message(message: Record) -> Record:
     role = message.get("role")
     if role not in ("system", "user", "assistant"):
         raise LeftOut(f"with a message by {role!r}, a role that is not known")
-    if any(isinstance(file, dict) and file.get("type") == "image" for file in message.get("files") or []):
+    files = message.get("files")
+    if isinstance(files, list) and any(find(file, "type") == "image" for file in files):
         raise LeftOut("with a picture in the conversation")
     content = text_of(message.get("content") or "")
     return {"role": role, "content": content} if role != "assistant" else _answer(content)

@@ -89,12 +89,16 @@ def read_dataset(
         raise InputError("reader", options.reader, "a dataset that is not streamed", "Leave dataset_streaming out.")
     reading = read_records(dataset.with_format(None), options, dataset_name=dataset_name)
     if reading is None:
-        warn_once(logger, f"The {dataset_name} rows have no known product's keys; they are read by their columns.")
         return dataset, replace(options, reader=None), None
-    warn_once(logger, f"The {dataset_name} dataset is {reading}.")
     from_list = datasets.Dataset.from_list
     mixed = {"on_mixed_types": "use_json"} if "on_mixed_types" in signature(from_list).parameters else {}
     return from_list(_of_one_type(reading.rows), **mixed), reading.options, reading
+
+
+def say(reading: Reading | None, dataset_name: str) -> None:
+    """Log what a reader made of a dataset, or that `auto` knew none for it."""
+    unknown = "of no known product, so its rows are read by their columns"
+    warn_once(logger, f"The {dataset_name} dataset is {reading or unknown}.")
 
 
 def hint(columns: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ five pairs a post. Which five depends on their texts alone, not on their place i
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from fastkto.rows.readers.mapping import pair
 from fastkto.rows.readers.tally import LeftOut, Numbered, Record, Tally
@@ -41,8 +42,8 @@ def read(records: Iterable[Record], tally: Tally) -> Iterator[Numbered]:
 def _row(record: Record) -> Record:
     if any(not isinstance(record.get(key), str) or not record[key].strip() for key in KEYS[:3]):
         raise LeftOut("with an empty question or answer")
-    votes = [record[key] for key in KEYS[3:]]
-    if any(not isinstance(vote, int | float) or vote < 1 for vote in votes):
+    votes: list[Any] = [record.get(key) for key in KEYS[3:]]
+    if not all(isinstance(vote, int | float) and vote >= 1 for vote in votes):
         raise LeftOut("with fewer votes than 1")
     if max(votes) < LEAST_RATIO * min(votes):
         raise LeftOut(f"with less than {LEAST_RATIO} times the votes of the other answer")

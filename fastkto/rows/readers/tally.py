@@ -7,6 +7,7 @@ Record = dict[str, Any]
 Numbered = tuple[int, Record]
 """A row, and the number of the record that it comes from."""
 SHOWN = 3
+KINDS = 12
 
 
 class LeftOut(Exception):
@@ -28,9 +29,11 @@ class Tally:
             first.append(record)
 
     def lines(self) -> list[str]:
-        """One line a kind, the most frequent first."""
+        """One line a kind, the most frequent first; many rare kinds are summed up in the last."""
         kinds = sorted(self.counts, key=lambda kind: -self.counts[kind])
-        return [f"{self.counts[kind]} {kind} ({self._where(kind)})" for kind in kinds]
+        lines = [f"{self.counts[kind]} {kind} ({self._where(kind)})" for kind in kinds[:KINDS]]
+        rest = sum(self.counts[kind] for kind in kinds[KINDS:])
+        return [*lines, f"{rest} for {len(kinds) - KINDS} other reasons"] if rest else lines
 
     def _where(self, kind: str) -> str:
         first = self.first[kind]

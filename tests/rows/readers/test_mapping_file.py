@@ -121,6 +121,6 @@ def test_auto_says_so_where_it_knows_no_product(caplog):
     with caplog.at_level("WARNING"):
         got = normalise(Dataset.from_list(rows), RowOptions(reader="auto"), dataset_name="own")
     assert got["label"][:] == [True, True]
-    assert "The own rows have no known product's keys" in caplog.text
+    assert "The own dataset is of no known product, so its rows are read by their columns." in caplog.text
     pairs = [{"chosen": "Q: sky? A: blue", "rejected": "Q: sky? A: red"}]
     assert read_records(pairs, RowOptions(reader="auto")) is None

@@ -133,6 +133,13 @@ def test_what_is_left_out_is_counted_by_kind_with_its_first_records():
     assert str(reading).startswith("read as openwebui: 1 rows from 16 records; left out: 2 arena")
 
 
+def test_many_kinds_are_summed_up():
+    reading = read(feedback("a1", 1, *CHAT), *(feedback("a1", f"{i} stars", *CHAT) for i in range(20)))
+    lines = reading.left_out.lines()
+    assert len(lines) == 13
+    assert lines[-1] == "8 for 8 other reasons"
+
+
 REASONED = """<details type="reasoning" done="true" duration="7">
 <summary>Thought for 7 seconds</summary>
 &gt; Is 3 &lt; 4?
