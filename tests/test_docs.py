@@ -50,7 +50,9 @@ def offline(folder):
     return os.environ | OFFLINE | {"PATH": path, "HF_HOME": str(folder / "cache")}
 
 
-@pytest.mark.parametrize("pages", [("from_trl", "choosing", "metrics"), ("trl",)], ids=lambda pages: pages[0])
+@pytest.mark.parametrize(
+    "pages", [("from_trl", "choosing", "metrics"), ("trl",), ("data",)], ids=lambda pages: pages[0]
+)
 def test_commands_run_as_written(pages, tmp_path):
     tiny_llama().save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")

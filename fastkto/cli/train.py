@@ -1,5 +1,6 @@
 """`fastkto train`: a YAML file and flags to a trained model."""
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from fastkto.rows import RowOptions
     from fastkto.training import KTOTrainer
 
+logger = logging.getLogger(__name__)
 USAGE = "fastkto train [config.yaml] [--FIELD VALUE ...]"
 DESCRIPTION = """Train a language model with KTO. The YAML file, first or after --config, holds `field: value` lines; a
 flag overrides its line. Files written for `trl kto --config` are read as they are."""
@@ -60,11 +62,12 @@ def split_config(argv: list[str]) -> tuple[str | None, list[str]]:
 
 def set_up(data: "DataArguments", options: "RowOptions", model: "ModelArguments", config: "KTOConfig") -> "KTOTrainer":
     """The trainer, from arguments that have been found usable in this order; nothing is written before."""
-    from fastkto.cli.options.mixture import read_splits
+    from fastkto.cli.options.mixture import read_splits, selection
     from fastkto.cli.options.models import load_tokenizer, model_init_kwargs
     from fastkto.cli.options.peft_options import peft_config, quantization_config
     from fastkto.disk import check_writable
     from fastkto.rows import normalise
+    from fastkto.rows.selection import select
     from fastkto.training import KTOTrainer
     from fastkto.training.loading import model_source
 
@@ -81,12 +84,18 @@ def set_up(data: "DataArguments", options: "RowOptions", model: "ModelArguments"
     }
     adapter, quantization = peft_config(model), quantization_config(model)
     tokenizer = load_tokenizer(name, data.chat_template, model.model_revision, config.trust_remote_code)
-    train_rows, eval_rows = read_splits(data, evaluate=config.eval_strategy != "no", seed=config.seed)
+    evaluate = config.eval_strategy != "no"
+    train_rows, eval_rows = read_splits(data, evaluate=evaluate)
+    selected = select(normalise(train_rows, options), selection(data), config.seed)
+    for line in selected.lines:
+        logger.warning("%s", line)
+    if eval_rows is not None:
+        eval_rows = normalise(eval_rows, options, dataset_name="eval")
     return KTOTrainer(
         model=name,
         args=config,
-        train_dataset=normalise(train_rows, options),
-        eval_dataset=None if eval_rows is None else normalise(eval_rows, options, dataset_name="eval"),
+        train_dataset=selected.train,
+        eval_dataset=selected.test if evaluate and eval_rows is None else eval_rows,
         processing_class=tokenizer,
         quantization_config=quantization,
         peft_config=adapter,

@@ -9,6 +9,7 @@ from fastkto.errors import InputError, require
 from fastkto.rows.fingerprint import code_digest
 from fastkto.rows.formats import Record, completion_record, message_records, paired_records, truncated_cell
 from fastkto.rows.labels import LabelReader, label_reader
+from fastkto.rows.readers import hint, read_dataset, say
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -39,6 +40,14 @@ class RowOptions:
             "instead of the last one."
         },
     )
+    reader: str | None = field(
+        default=None,
+        metadata={
+            "help": "Whose records these are: openwebui, langfuse, langsmith, sharegpt, hh, shp, oasst, ultrafeedback, "
+            "auto to tell by their keys, or a .yaml or .json file that says where they hold what. Unset: rows with "
+            "the columns named above."
+        },
+    )
 
 
 def normalise(
@@ -56,6 +65,10 @@ def normalise(
     columns = column_names(dataset, dataset_name)
     if {"prompt_ids", "completion_ids"} <= {*columns} or {*_OUTPUT} <= {*columns}:
         return dataset
+    if options.reader is not None:
+        dataset, options, reading = read_dataset(dataset, options, dataset_name=dataset_name)
+        say(reading, dataset_name)
+        columns = column_names(dataset, dataset_name)
     dataset = dataset.with_format(None)
     shape = _shape(columns, options, dataset_name)
     carried: list[str] = [column for column in ("tools", "chat_template_kwargs", "truncated") if column in columns]
@@ -160,7 +173,7 @@ def _shape(columns: list[str], options: RowOptions, dataset_name: str) -> str:
         columns,
         f"{options.prompt_column} + {options.completion_column} + {options.label_column}, chosen + rejected, "
         f"or messages + {options.label_column}",
-        "Name yours with --prompt_column, --completion_column and --label_column.",
+        f"Name yours with --prompt_column, --completion_column and --label_column.{hint(columns)}",
     )
 
 

@@ -1,8 +1,7 @@
-"""What would be trained on, without training: the text that `fastkto data` prints."""
+"""What would be trained on, without training: gathered for a person to judge, and printed by `fastkto data`."""
 
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,25 +12,20 @@ from fastkto.pairs import PairableSampler, pair
 from fastkto.pairs.balance import auto_desirable_weight, batch_size_for, obeys_rule, one_class_share, weight_range
 from fastkto.rows import RowOptions, normalise
 from fastkto.rows.normalise import label_ties
+from fastkto.rows.readers import Reading, read_dataset, say
 from fastkto.rows.tokens import TokenReport, tokenize_with_report
+from fastkto.tools.preview_example import Example, example, render_example
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from transformers import PreTrainedTokenizerBase
 
+    from fastkto.rows.selection import Selected
+
 PERCENTILES = (0, 10, 50, 90, 99, 100)
 STREAM_ROWS = 1000
-SHOWN = 24
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row as the model will see it: its tokens, and which of them are scored."""
-
-    row_id: int
-    label: bool
-    tokens: list[str]
-    scored: list[bool]
+SAMPLES = 4
+SOURCES = 12
 
 
 @dataclass(frozen=True)
@@ -57,6 +51,16 @@ class Preview:
     desirable_weight: float
     undesirable_weight: float
     examples: list[Example]
+    """The first three rows."""
+    reading: Reading | None
+    chosen: list[str]
+    """What was held out or left out by a recipe."""
+    by_source: list[tuple[str, int, int]]
+    """Desirable and undesirable rows of each source, where the rows say where they come from."""
+    opposed: int
+    """Rows whose answer stands under both labels."""
+    opposed_examples: list[Example]
+    of_each_label: list[Example]
 
 
 def preview(
@@ -74,19 +78,29 @@ def preview(
     world_size: int = 1,
     num_proc: int | None = None,
     chat_template: str | None = None,
+    choose: "Callable[[Dataset], Selected] | None" = None,
 ) -> Preview:
     """Takes `dataset` (as `read_rows` gives it) through the code that training runs, and describes the result.
 
     It reads, tokenises, orders and pairs a whole epoch and builds a batch, so a dataset that passes here trains with
     the same arguments. Of a stream the first `STREAM_ROWS` rows are taken. `kl` is False for losses without a KL term.
+    `choose` picks from the rows once they are read, as training does.
     Errors: those of `normalise`, `tokenize`, `PairableSampler` and `PaddingCollator`.
     """
     options = options or RowOptions()
     datasets = require("datasets", "train")
+    reading = None
+    if options.reader is not None:
+        dataset, options, reading = read_dataset(dataset, options)
+        if reading is None:
+            say(reading, "train")
     streamed = isinstance(dataset, datasets.IterableDataset)
     if streamed:
         dataset = datasets.Dataset.from_list(list(dataset.take(STREAM_ROWS)), features=dataset.features)
-    rows = normalise(dataset, options)
+    rows, chosen = normalise(dataset, options), []
+    if choose is not None:
+        selected = choose(rows)
+        rows, chosen = selected.train, selected.lines
     rows, report = tokenize_with_report(
         rows, tokenizer, max_length=max_length, num_proc=num_proc, chat_template=chat_template
     )
@@ -111,13 +125,20 @@ def preview(
         pair([keys[i] for i in batch], [conversations[i] for i in batch])
     PaddingCollator(0, max_length, kl=kl)([rows[i] for i in order[:batch_size]])
     pairs = list(map(row_key, columns["prompt_ids"], columns["completion_ids"]))
+    both = _under_both_labels(pairs, labels)
     desirable = sum(labels)
     undesirable = len(labels) - desirable
     if desirable_weight == "auto":
         desirable_weight = auto_desirable_weight(desirable, undesirable, undesirable_weight)
+
+    def shown(positions: Iterable[int]) -> list[Example]:
+        places = columns["row_id"] if reading is None else [reading.numbers[row_id] for row_id in columns["row_id"]]
+        word = "row" if reading is None else "record"
+        return [example(rows[i], tokenizer, max_length, f"{word} {places[i]}") for i in positions]
+
     has_scores = options.label_threshold is not None and options.label_column in dataset.column_names
     return Preview(
-        source=len(dataset),
+        source=len(dataset) if reading is None else reading.records,
         streamed=streamed,
         report=report,
         max_length=max_length,
@@ -128,32 +149,45 @@ def preview(
         completion_lengths=_percentiles([len(ids) for ids in columns["completion_ids"]]),
         prompts=len({*columns["prompt_key"]}),
         duplicates=len(pairs) - len({*pairs}),
-        contradictions=sum(
-            count > 1 for count in Counter(key for key, _ in {*zip(pairs, labels, strict=True)}).values()
-        ),
+        contradictions=len({pairs[i] for i in both}),
         batch_size=batch_size,
         refilled=sampler.refilled,
         one_class=one_class_share(desirable, undesirable, batch_size),
         batch_size_that_fits=batch_size_for(desirable, undesirable),
         desirable_weight=float(desirable_weight),
         undesirable_weight=undesirable_weight,
-        examples=[_example(row, tokenizer, max_length) for row in rows.select(range(min(3, len(rows))))],
+        examples=shown(range(min(3, len(rows)))),
+        reading=reading,
+        chosen=chosen,
+        by_source=_by_source(dataset, columns["row_id"], labels),
+        opposed=len(both),
+        opposed_examples=shown(_one_of_each_label(both, pairs, labels)[:4]),
+        of_each_label=shown([i for label in (True, False) for i in _first(labels, label, SAMPLES)]),
     )
 
 
 def render(preview: Preview) -> str:
     """The preview as plain text, scored tokens in «»."""
     p, report = preview, preview.report
-    rows = report.rows - report.dropped
-    lines = [line for example in p.examples for line in (*_render_example(example), "")]
+    rows = trained_rows(p)
+    lines = [line for one in p.examples for line in (*render_example(one), "")]
     first = "first " if p.streamed else ""
+    if p.reading is not None:
+        lines.append(f"reader       {p.reading.reader}")
     lines += [
         f"rows         {rows} to train on, from {first}{p.source} in the source; {p.prompts} prompts",
         f"labels       {p.desirable} desirable, {p.undesirable} undesirable",
     ]
+    if len(p.by_source) > 1:
+        lines += [f"  of         {name}: {good} desirable, {bad} undesirable" for name, good, bad in p.by_source]
+    if p.reading is not None:
+        lines += [f"left out     {line}" for line in p.reading.left_out.lines()]
+    lines += [f"chosen       {line}" for line in p.chosen]
+    if p.opposed:
+        lines.append(f"opposed      {opposed(p)}")
     if p.ties is not None:
         lines.append(f"ties         {p.ties} at the threshold, read as desirable")
-    header = "".join(f"{_percent_name(q):>8}" for q in PERCENTILES)
+    header = "".join(f"{percent_name(q):>8}" for q in PERCENTILES)
     lines += [
         f"tokens       {header}",
         "  prompt     " + "".join(f"{n:>8}" for n in p.prompt_lengths),
@@ -169,9 +203,19 @@ def render(preview: Preview) -> str:
         f"duplicates   {p.duplicates} rows repeat another's prompt and completion{contradictions}",
         f"refilled     {p.refilled} rows are seen twice an epoch, so that every micro-batch can be paired",
         f"one class    {p.one_class:.1%} of micro-batches of {p.batch_size} are expected to hold one class{_remedy(p)}",
-        f"weights      {_weights(p)}",
+        f"weights      {weights(p)}",
     ]
     return "\n".join(lines)
+
+
+def trained_rows(preview: Preview) -> int:
+    """How many rows are left to train on."""
+    return preview.report.rows - preview.report.dropped
+
+
+def opposed(preview: Preview) -> str:
+    """The contradictions, in words."""
+    return f"the same answer under both labels: {preview.opposed} rows; they cancel"
 
 
 def _remedy(preview: Preview) -> str:
@@ -184,7 +228,8 @@ def _remedy(preview: Preview) -> str:
     return f"; {stratified}batches of {preview.batch_size_that_fits} bring it below 5%"
 
 
-def _weights(preview: Preview) -> str:
+def weights(preview: Preview) -> str:
+    """The class weights, and whether they obey the paper's rule."""
     n = (preview.desirable, preview.undesirable)
     if not all(n):
         return "one class only: no weight balances it"
@@ -195,36 +240,35 @@ def _weights(preview: Preview) -> str:
     return f"{value}: outside the paper's rule; desirable_weight from {low:.3g} to {high:.3g} fits"
 
 
-def _example(row: dict, tokenizer: "PreTrainedTokenizerBase", max_length: int | None) -> Example:
-    batch = PaddingCollator(0, max_length, kl=False)([row])
-    scored = {position + 1 for position in batch["logit_index"].tolist()}
-    ids = batch["input_ids"][0].tolist()
-    return Example(
-        row["row_id"], row["label"], [_token(tokenizer, i) for i in ids], [i in scored for i in range(len(ids))]
-    )
+def _under_both_labels(pairs: Sequence[Hashable], labels: Sequence[bool]) -> list[int]:
+    """Positions of the rows whose prompt and completion also stand under the other label, one answer after another."""
+    seen: dict[Hashable, list[int]] = {}
+    for i, key in enumerate(pairs):
+        seen.setdefault(key, []).append(i)
+    return [i for rows in seen.values() if len({labels[i] for i in rows}) > 1 for i in rows]
 
 
-def _token(tokenizer: "PreTrainedTokenizerBase", token: int) -> str:
-    text = str(tokenizer.decode([token]))
-    if not text or "\ufffd" in text:
-        text = str(tokenizer.convert_ids_to_tokens(token))
-    return text.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t").replace("\0", "\\0")
+def _one_of_each_label(opposed: list[int], pairs: Sequence[Hashable], labels: Sequence[bool]) -> list[int]:
+    first = {(pairs[i], labels[i]): i for i in reversed(opposed)}
+    return [i for i in opposed if first[pairs[i], labels[i]] == i]
 
 
-def _render_example(example: Example) -> list[str]:
-    """The row's prompt (a dot after each token) and its scored tokens; the middle of long ones is left out."""
-    start = example.scored.index(True) if any(example.scored) else len(example.tokens)
-    label = "desirable" if example.label else "undesirable"
-    prompt = [f"{token}\u00b7" for token in example.tokens[:start]]
-    scored = [f"«{token}»" for token in example.tokens[start:]]
-    return [f"row {example.row_id}, {label}:", f"  prompt     {_shorten(prompt)}", f"  scored     {_shorten(scored)}"]
+def _by_source(dataset: "Dataset", row_ids: list[int], labels: list[bool]) -> list[tuple[str, int, int]]:
+    """Counts by the text in the column `source`, the largest first; a row without one counts as "not said"."""
+    if "source" not in dataset.column_names:
+        return []
+    names = dataset["source"][:]
+    counts: dict[str, list[int]] = {}
+    for row_id, label in zip(row_ids, labels, strict=True):
+        counts.setdefault(str(names[row_id] or "not said"), [0, 0])[not label] += 1
+    ordered = sorted(counts.items(), key=lambda item: -sum(item[1]))
+    rest = [count for _, count in ordered[SOURCES:]]
+    named = [(name, good, bad) for name, (good, bad) in ordered[:SOURCES]]
+    return [*named, ("others", sum(good for good, _ in rest), sum(bad for _, bad in rest))] if rest else named
 
 
-def _shorten(tokens: list[str]) -> str:
-    left_out = len(tokens) - 2 * SHOWN
-    if left_out <= 0:
-        return "".join(tokens)
-    return f"{''.join(tokens[:SHOWN])} ...{left_out} tokens... {''.join(tokens[-SHOWN:])}"
+def _first(labels: list[bool], label: bool, count: int) -> list[int]:
+    return [i for i, own in enumerate(labels) if own == label][:count]
 
 
 def _percentiles(values: Sequence[int]) -> list[int]:
@@ -233,5 +277,6 @@ def _percentiles(values: Sequence[int]) -> list[int]:
     return [ordered[max(0, math.ceil(q / 100 * len(ordered)) - 1)] for q in PERCENTILES]
 
 
-def _percent_name(q: int) -> str:
+def percent_name(q: int) -> str:
+    """How a percentile is headed."""
     return {0: "min", 50: "median", 100: "max"}.get(q, f"{q}%")

@@ -56,3 +56,21 @@ def test_errors_are_those_of_training(workplace, capsys):
     trained = capsys.readouterr().err.splitlines()[-1]
     assert shown.removeprefix("fastkto data: ") == trained.removeprefix("fastkto train: ")
     assert not Path("out").exists()
+
+
+def test_the_page_and_what_is_chosen(workplace, capsys):
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, ROWS[0] | {"label": False}]))
+    argv = ["data", "rows.jsonl", "--model", "model", "--html", "report.html", "--test_split_size", "3"]
+    assert main([*argv, "--frac_unique_undesirable", "0.5"]) == 0
+    shown = capsys.readouterr().out
+    assert "chosen       3 rows held out for evaluation, 10 left to train on; no prompt is in both" in shown
+    assert "rows left out by frac_unique_undesirable=0.5" in shown
+    page = Path("report.html").read_text(encoding="utf-8")
+    assert "<h1>rows.jsonl</h1>" in page
+    assert "3 rows held out for evaluation" in page
+
+
+def test_a_page_that_cannot_be_written(workplace, capsys):
+    assert main(["data", "rows.jsonl", "--model", "model", "--html", "no/report.html"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "html: got 'no/report.html', expected a place that takes the page" in error

@@ -146,9 +146,21 @@ def test_mixture_of_datasets_is_split_and_weighted(workplace):
     assert sum("eval_loss" in line for line in log()) == 1
 
 
+def test_one_file_is_split_by_prompt(workplace, caplog):
+    rows = [conversation(i // 3, i % 2 == 0) for i in range(36)]
+    Path("twelve.json").write_text(json.dumps(rows))
+    changes = {"dataset_name": "twelve.json", "test_split_size": 0.25, "eval_strategy": "steps", "one_per_prompt": True}
+    config = write(**changes, num_train_epochs=1, max_steps=-1, per_device_train_batch_size=3, eval_steps=3)
+    assert main(["train", config]) == 0
+    assert [line["step"] for line in log() if "loss" in line][-1] == 3  # 36 * 3/4 rows of 9 prompts, three a step
+    assert sum("eval_loss" in line for line in log()) == 1
+    assert "9 rows held out for evaluation, 27 left to train on" in caplog.text
+    assert "18 rows left out by one_per_prompt" in caplog.text
+
+
 def test_a_mixture_keeps_the_columns_asked_for(workplace):
     data = DataArguments(datasets=[{"path": "data", "columns": ["prompt", "label"]}])
-    rows, _ = read_splits(data, evaluate=False, seed=0)
+    rows, _ = read_splits(data, evaluate=False)
     assert rows.column_names == ["prompt", "label"]
 
 

@@ -39,7 +39,15 @@ class DataArguments:
     )
     streaming: bool = field(default=False, metadata={"help": "Stream the datasets of `datasets`."})
     test_split_size: float | None = field(
-        default=None, metadata={"help": "Share (below 1) or number of rows of `datasets` to evaluate on."}
+        default=None,
+        metadata={"help": "Share (below 1) or number of rows held out to evaluate on; no prompt is on both sides."},
+    )
+    one_per_prompt: bool = field(default=False, metadata={"help": "Train on one answer a prompt, drawn by the seed."})
+    frac_unique_desirable: float | None = field(
+        default=None, metadata={"help": "Share of the unique desirable examples that is kept."}
+    )
+    frac_unique_undesirable: float | None = field(
+        default=None, metadata={"help": "Share of the unique undesirable examples that is kept."}
     )
     chat_template: str | None = field(
         default=None, metadata={"help": "Jinja file that replaces the tokenizer's chat template."}

@@ -1,21 +1,26 @@
 """Training and evaluation rows from `DataArguments`: one dataset, or several in one."""
 
 import logging
+from dataclasses import fields
 from typing import Any
 
 from fastkto.cli.options.arguments import DataArguments, MixturePart
 from fastkto.errors import InputError, require
 from fastkto.rows import read_rows
+from fastkto.rows.selection import Selection
 
 logger = logging.getLogger(__name__)
 
 
-def read_splits(data: DataArguments, *, evaluate: bool, seed: int) -> tuple[Any, Any]:
-    """Training rows, and evaluation rows where `evaluate` asks for them, as they stand in their sources."""
+def read_splits(data: DataArguments, *, evaluate: bool) -> tuple[Any, Any]:
+    """Training rows, and evaluation rows where `evaluate` asks for them, as they stand in their sources.
+
+    With `test_split_size` there are no evaluation rows yet: they are split off by prompt, once the rows are read.
+    """
     if data.mixture:
         if data.dataset_name is not None:
             logger.warning("datasets and dataset_name are both given: datasets is used.")
-        return _mixture_splits(data, evaluate, seed)
+        return _mixture_splits(data, evaluate)
     source = data.dataset_name
     if source is None:
         raise InputError("dataset_name", None, "a data file or a Hub id", "Set it in the YAML file or as a flag.")
@@ -23,24 +28,23 @@ def read_splits(data: DataArguments, *, evaluate: bool, seed: int) -> tuple[Any,
     def read(split: str) -> Any:
         return read_rows(source, name=data.dataset_config, split=split, streaming=data.dataset_streaming)
 
+    evaluate = evaluate and data.test_split_size is None
     return read(data.dataset_train_split), read(data.dataset_test_split) if evaluate else None
 
 
-def _mixture_splits(data: DataArguments, evaluate: bool, seed: int) -> tuple[Any, Any]:
-    parts = [_read_part(part, data.streaming) for part in data.mixture]
-    rows = require("datasets", "train").concatenate_datasets(_shares(data, parts))
-    splits = {"train": rows}
-    if data.test_split_size is not None:
-        if data.streaming:
-            raise InputError("test_split_size", data.test_split_size, "null with streaming", "Leave one of them out.")
-        size = data.test_split_size if data.test_split_size < 1 else int(data.test_split_size)
-        splits = rows.train_test_split(test_size=size, seed=seed)
-    wanted = [data.dataset_train_split, *([data.dataset_test_split] if evaluate else [])]
-    for split in wanted:
+def selection(data: DataArguments) -> Selection:
+    """What is chosen of the rows once they are read."""
+    return Selection(**{part.name: getattr(data, part.name) for part in fields(Selection)})
+
+
+def _mixture_splits(data: DataArguments, evaluate: bool) -> tuple[Any, Any]:
+    splits = ("train",) if data.test_split_size is None else ("train", "test")
+    for split in (data.dataset_train_split, *([data.dataset_test_split] if evaluate else [])):
         if split not in splits:
             fix = "Set test_split_size to split some rows off, or eval_strategy to 'no'."
-            raise InputError("split of datasets", split, f"one of {tuple(splits)}", fix)
-    return splits[wanted[0]], splits[wanted[1]] if evaluate else None
+            raise InputError("split of datasets", split, f"one of {splits}", fix)
+    parts = [_read_part(part, data.streaming) for part in data.mixture]
+    return require("datasets", "train").concatenate_datasets(_shares(data, parts)), None
 
 
 def _read_part(part: MixturePart, streaming: bool) -> Any:
