@@ -13,5 +13,6 @@ would have computed from logits: its loss under TRL, Axolotl and Liger, the log-
     logit_sums    sums of logits, which some hosts log
     versions      is this version known, and are the functions that we replace as they were?
 
-Every host has a page in `docs/` and a test in `tests/compat/` that compares its own path with ours.
+Every host has a page in `docs/`, and a test in `tests/compat/` that compares its own path with ours (that of HALOs,
+which is not a package, with a stand-in).
 """
