@@ -45,3 +45,11 @@ def test_the_examples_of_the_openings_run():
             failed, attempted[room.name] = doctest.testmod(module)
             assert not failed, room
     assert attempted["batch"] >= 4
+
+
+def test_the_tests_stand_in_the_same_rooms():
+    rooms = {room.relative_to(PACKAGE).as_posix() for room in ROOMS}
+    tests = {path.parent.relative_to(ROOT / "tests").as_posix() for path in (ROOT / "tests").glob("*/**/test_*.py")}
+    assert tests - rooms == {"compat", "gpu", "kernels"}, "hosts, GPUs and Triton's interpreter are no rooms"
+    helpers = {path.stem for path in (ROOT / "tests" / "helpers").glob("*.py")}
+    assert not helpers & {path.name for path in (ROOT / "tests").iterdir()}, "both would be imported by one name"
