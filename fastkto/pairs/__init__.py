@@ -10,7 +10,8 @@ micro-batch, whose completion goes behind each prompt; for an epoch, the order o
     stream     the same for a stream, whose rows come one after another and cannot be counted
     balance    the paper's rule for the weights of the classes; how many micro-batches hold one class only
 
-The rule that every batch can be paired is stated once, in conflicts: sampler, stream and repair only ask it.
+Rows of one prompt or one conversation never exchange completions: matching and repair compare two rows, conflicts
+counts for a whole batch, and sampler and stream go by its counts.
 """
 
 from fastkto.pairs.matching import pair

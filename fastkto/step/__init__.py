@@ -4,7 +4,7 @@ In: a batch of `batch/`, how the policy is run (`trunk/run`) and the settings of
 and the sums that a log line is made of.
 
     micro_step       trunk, head and loss in a row: one fused call, or several forwards that share one z0
-    reference        whose log-probs the policy is held against: from the cache, or from a forward without a graph
+    reference        the log-probs that the policy is held against, computed or cached; what a cache was made for
     reference_model  the frozen copy, the adapter switched off; the fingerprint that cached log-probs are kept under
     logp_cache       the reference's log-probs on disk: the SQLite file
     probe            is packing right for this model? Tried on a few rows before training, answered with a reason

@@ -9,7 +9,7 @@ In: a `HeadInputs`, the arguments after all checks. Out: log-probs, statistics, 
     native_ops  the calls of `csrc/` that native makes
     triton      the GPU: the calls of `kernels/fastkto_kernels`
     loss_terms  the loss on both sides of z0, in torch; triton has a kernel for each
-    blocks      runs of whole rows that fit a memory budget
+    blocks      runs of whole rows that fit into a budget (the `block_bytes` of tiles and triton)
 
 `choose` takes the first of `BACKENDS` that serves the device. What is asked for by name is used or is an error.
 """
