@@ -16,7 +16,7 @@ import pytest
 from poison import poison, spoiled
 from stock_models import family
 from tiny import tiny_llama, tiny_tokenizer
-from training import rows, trainer
+from tiny_trainer import rows, trainer
 
 import fastkto
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from tiny import tiny_llama, tiny_tokenizer
+from tiny_trainer import noisy, rows, trainer
 from tolerance import assert_close
-from training import noisy, rows, trainer
 
 from fastkto import engines
 from fastkto.errors import InputError

@@ -8,8 +8,8 @@ import pytest
 import torch
 from hosts import STEPS, Calls, compare, policy_and_reference
 from tiny import tiny_tokenizer
+from tiny_trainer import rows
 from tolerance import assert_close
-from training import rows
 from trl_runs import build, build_lora, config, host_ran, only_ours, ours, trl, watch
 
 from fastkto.config import KTOConfig

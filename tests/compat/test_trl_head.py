@@ -6,8 +6,8 @@ import pytest
 import torch
 from hosts import STEPS, Calls, compare, sft
 from tiny import tiny_llama, tiny_tokenizer
+from tiny_trainer import rows
 from tolerance import assert_close
-from training import rows
 
 from fastkto.errors import InputError
 from fastkto.integrations.trl import head as trl_head

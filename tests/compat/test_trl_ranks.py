@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from hosts import compare
-from training import rows
+from tiny_trainer import rows
 from trl_runs import build, ours, trl
 
 LIBRARIES = {"ours": ours, "host": trl}

@@ -5,7 +5,7 @@ import importlib
 import torch
 from hosts import STEPS, policy_and_reference, sft
 from tiny import tiny_llama, tiny_tokenizer
-from training import rows
+from tiny_trainer import rows
 
 from fastkto.integrations.trl import trainer as ours
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import peft
 from tiny import tiny_llama
-from training import rows, trainer
+from tiny_trainer import rows, trainer
 from transformers import TrainerCallback, TrainerState
 
 from fastkto.errors import InputError

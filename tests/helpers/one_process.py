@@ -4,7 +4,7 @@ import peft
 import torch
 from rank_cases import CASES, LORA, TAKEN_APART, model, rows_of
 from tiny import tiny_llama
-from training import STILL, by_hand, trainer
+from tiny_trainer import STILL, by_hand, trainer
 
 RELATIVE = 1e-5
 

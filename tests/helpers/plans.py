@@ -3,7 +3,7 @@
 import torch
 from peft import LoraConfig
 from tiny import tiny_llama
-from training import config
+from tiny_trainer import config
 
 from fastkto.tools.plan import Model, peak_by_part
 

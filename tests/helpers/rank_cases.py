@@ -3,7 +3,7 @@
 import peft
 import torch
 from tiny import tiny_llama
-from training import noisy, rows
+from tiny_trainer import noisy, rows
 
 LORA = {"r": 4, "target_modules": ["q_proj", "down_proj"]}
 

@@ -12,7 +12,7 @@ import ranks
 import torch
 from rank_cases import LORA
 from tiny import tiny_llama
-from training import rows, trainer
+from tiny_trainer import rows, trainer
 
 from fastkto import engines
 

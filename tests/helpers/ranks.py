@@ -15,7 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from rank_cases import CASES, LORA, TAKEN_APART, model, rows_of
 from tiny import tiny_llama
-from training import STILL, Gradients, rows, steps, trainer
+from tiny_trainer import STILL, Gradients, rows, steps, trainer
 from transformers import TrainerCallback
 
 from fastkto import engines

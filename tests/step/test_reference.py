@@ -7,8 +7,8 @@ import pytest
 import torch
 from adapters import LORA, tuned_adapter
 from tiny import tiny_llama
+from tiny_trainer import logp, noisy, rows, steps, trainer
 from tolerance import assert_close, assert_within
-from training import logp, noisy, rows, steps, trainer
 
 from fastkto.errors import InputError
 

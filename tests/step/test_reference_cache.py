@@ -12,7 +12,7 @@ import pytest
 import torch
 from adapters import LORA, tuned_adapter
 from tiny import tiny_llama
-from training import STILL, noisy, rows, steps, trainer
+from tiny_trainer import STILL, noisy, rows, steps, trainer
 
 from fastkto.errors import InputError
 from fastkto.step.logp_cache import LogpCache

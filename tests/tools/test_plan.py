@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 from plans import LENGTHS, LORA, SIZES, WAYS, made, model, plan, plan_way
 from tiny import tiny_llama
+from tiny_trainer import config, trainer
 from tolerance import assert_within
 from torch._subclasses.fake_tensor import FakeTensorMode
-from training import config, trainer
 
 from fastkto.errors import InputError
 from fastkto.tools.footprint import GRADIENTS, HEAD, KEPT, OPTIMIZER, REFERENCE, WEIGHTS, WORK, Footprint

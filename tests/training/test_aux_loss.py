@@ -2,8 +2,8 @@
 
 import pytest
 from stock_models import family
+from tiny_trainer import noisy, rows, steps, trainer
 from tolerance import assert_within
-from training import noisy, rows, steps, trainer
 
 from fastkto.errors import InputError
 

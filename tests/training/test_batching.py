@@ -6,7 +6,7 @@ import pytest
 import torch
 from families import family
 from packed_steps import rows
-from training import config, trainer
+from tiny_trainer import config, trainer
 from transformers import MambaConfig, MambaForCausalLM
 
 from fastkto.batch import PackingCollator, PaddingCollator

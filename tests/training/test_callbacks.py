@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from tiny import tiny_llama
-from training import noisy, rows, steps, trainer
+from tiny_trainer import noisy, rows, steps, trainer
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from fastkto.errors import InputError

@@ -4,8 +4,8 @@ import re
 
 import pytest
 from datasets import Dataset
+from tiny_trainer import rows, steps, trainer
 from tolerance import assert_within
-from training import rows, steps, trainer
 
 from fastkto.errors import InputError
 

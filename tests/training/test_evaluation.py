@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from datasets import DatasetDict
 from tiny import tiny_llama
+from tiny_trainer import noisy, rows, trainer
 from tolerance import assert_within
-from training import noisy, rows, trainer
 
 from fastkto.errors import InputError
 

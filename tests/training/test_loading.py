@@ -7,7 +7,7 @@ import trl
 from datasets import Dataset
 from safetensors.torch import save_file
 from tiny import tiny_llama, tiny_tokenizer
-from training import config, noisy, rows, trainer
+from tiny_trainer import config, noisy, rows, trainer
 
 from fastkto import KTOTrainer
 from fastkto.errors import InputError

@@ -1,7 +1,7 @@
 """Orders of the rows: shuffled, sequential, streamed, from worker processes."""
 
 import pytest
-from training import rows, rows_seen, steps, trainer
+from tiny_trainer import rows, rows_seen, steps, trainer
 
 from fastkto.errors import InputError
 

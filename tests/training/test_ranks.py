@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import tiny_llama
+from tiny_trainer import STILL, Gradients, by_hand, noisy, rows, rows_seen, steps, trainer
 from tolerance import assert_close
-from training import STILL, Gradients, by_hand, noisy, rows, rows_seen, steps, trainer
 
 ONE_CLASS_A_RANK = {"desirable": lambda i: i % 8 < 4}
 SETTINGS = {**STILL, "beta": 0.5, "desirable_weight": 1.5, "max_steps": -1, "num_train_epochs": 1}

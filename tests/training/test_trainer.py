@@ -11,8 +11,8 @@ import torch
 from adapters import LORA
 from datasets import Dataset
 from tiny import tiny_llama, tiny_tokenizer
+from tiny_trainer import GENTLE, Gradients, by_hand, noisy, rows, steps, trainer
 from tolerance import assert_close, assert_within
-from training import GENTLE, Gradients, by_hand, noisy, rows, steps, trainer
 
 from fastkto import KTOTrainer
 from fastkto.errors import InputError

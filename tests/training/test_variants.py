@@ -6,8 +6,8 @@ import torch
 from adapters import LORA
 from datasets import Dataset
 from tiny import tiny_llama
+from tiny_trainer import GENTLE, Gradients, noisy, rows, steps, trainer
 from tolerance import assert_within
-from training import GENTLE, Gradients, noisy, rows, steps, trainer
 
 VARIANTS = {
     "no checkpointing": {"gradient_checkpointing": False},

@@ -10,8 +10,8 @@ import torch
 import transformers
 from stock_models import FAMILIES, SMALL, family
 from tiny import tiny_llama
+from tiny_trainer import STILL, Gradients, by_hand, logp, noisy, rows, steps, trainer
 from tolerance import assert_close, assert_within
-from training import STILL, Gradients, by_hand, logp, noisy, rows, steps, trainer
 
 from fastkto.errors import InputError
 from fastkto.trunk.modules import check_head, disable_dropout, find_head, first_non_finite, install_scorer

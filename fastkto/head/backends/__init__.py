@@ -1,4 +1,18 @@
-"""Backends of the LM head, and the choice between them. Only here are kernels and native code imported."""
+"""Backends of the LM head, and the choice between them. Only here are kernels and native code imported.
+
+In: a `HeadInputs`, the arguments after all checks. Out: log-probs, statistics, gradients, the terms of the loss.
+
+    base        the `Backend` protocol and the types that go in and come out; start here for a new backend
+    tiles       plain torch, any device: a tile of logits is made, folded and forgotten
+    products    the matrix products of tiles, of one shape, so that a position's bits depend on that position alone
+    native      the CPU: tiles sized by its caches, and float64 by way of tiles
+    native_ops  the calls of `csrc/` that native makes
+    triton      the GPU: the calls of `kernels/fastkto_kernels`
+    loss_terms  the loss on both sides of z0, in torch; triton has a kernel for each
+    blocks      runs of whole rows that fit into a budget (the `block_bytes` of tiles and triton)
+
+`choose` takes the first of `BACKENDS` that serves the device. What is asked for by name is used or is an error.
+"""
 
 import torch
 

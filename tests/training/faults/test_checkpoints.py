@@ -10,8 +10,8 @@ import peft
 import pytest
 import torch
 from tiny import CHAT_TEMPLATE, tiny_llama
+from tiny_trainer import logp, noisy, rows, steps, trainer
 from tolerance import assert_close
-from training import logp, noisy, rows, steps, trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer, EarlyStoppingCallback
 
 from fastkto.errors import InputError

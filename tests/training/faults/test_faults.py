@@ -13,7 +13,7 @@ import torch
 from faults.disk import FullDisk
 from poison import poison, spoiled
 from tiny import tiny_llama
-from training import config, noisy, rows, steps, trainer
+from tiny_trainer import config, noisy, rows, steps, trainer
 from transformers import TrainerCallback
 
 from fastkto import KTOConfig

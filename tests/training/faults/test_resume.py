@@ -8,7 +8,7 @@ from pathlib import Path
 import crashes
 import pytest
 import torch
-from training import rows, steps, trainer
+from tiny_trainer import rows, steps, trainer
 
 from fastkto.errors import InputError
 from fastkto.training.faults.checkpoints import why_torn
