@@ -5,9 +5,11 @@ In: a file, a folder or a Hub id, and what its columns mean (`RowOptions`). Out:
 Rows pass through the files in this order:
 
     sources      the kinds of files that are read, folders, Hub data sets, streaming
+    readers/     what products export, by name (`--reader`): their records to rows of these columns
     normalise    `RowOptions`: which columns are read, and which format they are in; tells pairs from single rows
     formats      one function a format: prompt and completion, chosen and rejected, conversations
     labels       what counts as thumbs up: true and false, words, scores from a threshold on
+    selection    which rows: a test split by prompt, one row a prompt, a share of the unique ones
     tokens       the columns that come out, and which rows are dropped because their prompt fills `max_length`
     encoding     one row to ids: chat template, BOS and EOS, where the prompt ends and the completion begins
     fingerprint  the digest of our own code, without which `datasets` would reuse what an older version tokenised
