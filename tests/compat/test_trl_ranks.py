@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from hosts import compare
+from leaving import leave_group
 from tiny_trainer import rows
 from trl_runs import build, ours, trl
 
@@ -22,7 +22,7 @@ def main(folder):
         trainer = build(library, folder / name, evals=rows(16), eval_strategy="steps", eval_steps=3)
         trainer.train()
         (folder / f"{name}-{trainer.args.process_index}.json").write_text(json.dumps(trainer.state.log_history))
-    torch.distributed.destroy_process_group()
+    leave_group()
 
 
 @pytest.fixture(scope="module")

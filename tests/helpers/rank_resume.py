@@ -9,7 +9,7 @@ from pathlib import Path
 
 import peft
 import ranks
-import torch
+from leaving import leave_group
 from rank_cases import LORA
 from tiny import tiny_llama
 from tiny_trainer import rows, trainer
@@ -73,7 +73,7 @@ def main(engine, folder, action, *variants):
         curve = [{k: v for k, v in line.items() if "time" not in k} for line in t.state.log_history if "loss" in line]
         result = {"curve": curve, "weights": digest(t.model)}
         (Path(folder) / f"{variant}-{t.args.process_index}.json").write_text(json.dumps(result))
-    torch.distributed.destroy_process_group()
+    leave_group()
 
 
 if __name__ == "__main__":

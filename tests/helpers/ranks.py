@@ -13,6 +13,7 @@ import peft
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from leaving import leave_group
 from rank_cases import CASES, LORA, TAKEN_APART, model, rows_of
 from tiny import tiny_llama
 from tiny_trainer import STILL, Gradients, rows, steps, trainer
@@ -158,7 +159,7 @@ def main(engine, folder, *cases):
         packed = "sequences" in t.data_collator(list(t.train_dataset)[:4])
         result = {"steps": steps(t), "gradients": gradients, "packed": packed, "adapter": adapter_of(t.model)}
         torch.save(result, Path(folder) / f"{case}-{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave_group()
 
 
 def adapter_of(model):
@@ -253,7 +254,7 @@ def bad_days(folder):
     for action in ("stop", "skip"):
         meets_nan(folder, action)
     is_told_to_end(folder)
-    torch.distributed.destroy_process_group()
+    leave_group()
 
 
 def is_told_to_end(folder):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from leaving import leave_group
 from tiny import tiny_llama
 from tiny_trainer import STILL, Gradients, by_hand, noisy, rows, rows_seen, steps, trainer
 from tolerance import assert_close
@@ -48,7 +49,7 @@ def main(folder):
     assert cached.reference.cache.misses == 0
     shuffled = trainer(folder / "shuffled", train_dataset=rows(16), max_steps=-1, num_train_epochs=3)
     (folder / f"shuffled-{rank}.json").write_text(json.dumps(rows_seen(shuffled)))
-    torch.distributed.destroy_process_group()
+    leave_group()
 
 
 @pytest.fixture(scope="module")
