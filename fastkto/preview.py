@@ -115,7 +115,7 @@ def preview(
     undesirable = len(labels) - desirable
     if desirable_weight == "auto":
         desirable_weight = auto_desirable_weight(desirable, undesirable, undesirable_weight)
-    has_scores = options.label_threshold is not None and options.label_column in dataset.column_names
+    has_scores = options.label_threshold is not None
     return Preview(
         source=len(dataset),
         streamed=streamed,

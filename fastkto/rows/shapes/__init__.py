@@ -1,0 +1,1 @@
+"""Which columns mean what, and one row of each shape -> prompts, answers and labels."""

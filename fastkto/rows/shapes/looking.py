@@ -1,0 +1,117 @@
+"""A dataset as its user sees it: its columns, whether anything is in them, and whether it was normalised already."""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+from fastkto.errors import InputError, require
+from fastkto.rows.files.cells import reader
+from fastkto.rows.shapes.faults import ReadReport, report_from, report_text
+
+MARK = "fastkto rows"
+PEEK = 4
+
+
+def is_map_style(dataset: Any) -> bool:
+    """Whether the rows are there, and not read as they are asked for."""
+    return isinstance(dataset, require("datasets", "train").Dataset)
+
+
+def is_transformed(dataset: Any) -> bool:
+    """Whether the rows are what a function of the user makes of them (`with_transform`)."""
+    return is_map_style(dataset) and dataset.format["type"] == "custom"
+
+
+def shown(dataset: Any) -> Any:
+    """The rows as Python objects, in the columns that `dataset[i]` shows."""
+    if is_transformed(dataset):
+        return dataset
+    plain = dataset.with_format(None)
+    if is_map_style(dataset) and {*dataset.format["columns"]} != {*dataset.column_names}:
+        plain = plain.select_columns(dataset.format["columns"])
+    return plain
+
+
+def column_names(dataset: Any, dataset_name: str) -> list[str]:
+    """The columns of a dataset that has rows; a stream is read, up to its first row, only if it does not know them."""
+    if dataset.column_names and not is_map_style(dataset):
+        return list(dataset.column_names)
+    first = next(iter(dataset), None)
+    if first is None:
+        raise InputError(f"{dataset_name} dataset", "no rows", "at least one row", "Check the file and the split.")
+    return list(first)
+
+
+def fills(dataset: Any) -> Callable[[str], bool]:
+    """Whether any row has something in a column; of a stream the first `PEEK` rows are looked at."""
+    if is_transformed(dataset) or not is_map_style(dataset):
+        head = list(islice(iter(dataset), PEEK))
+        return lambda column: any(_holds(row.get(column)) for row in head)
+    return lambda column: any(_holds(cell) for cell in _cells(dataset, column))
+
+
+def is_normalised(dataset: Any, names: list[str], output: tuple[str, ...]) -> bool:
+    """Whether `normalise` has made this dataset: by its mark, since columns of a user may have the same names."""
+    row_id = (dataset.features or {}).get("row_id")
+    marked = MARK in (dataset.info.description or "") or getattr(row_id, "id", None) == MARK
+    return marked and {*output} <= {*names}
+
+
+def mark(dataset: Any, report: ReadReport) -> Any:
+    """The same rows, known as normalised, with the report of how they were read."""
+    dataset.info.description = f"{MARK} {report_text(report)}"
+    return dataset
+
+
+def reports_of(dataset: Any) -> list[ReadReport]:
+    """How the rows of a normalised dataset were read: a report for each source that was joined in it."""
+    parts = (dataset.info.description or "").split("\n\n")
+    return [report_from(part.removeprefix(MARK)) for part in parts if part.startswith(MARK)]
+
+
+def as_written(dataset: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """What turns a row of a stream into what was written (see `cells.reader`).
+
+    A stream that knows its features, or that comes out of Arrow tables, holds the padding of these; one of Python
+    objects holds none.
+    """
+    features = dataset.features
+    if features is None:
+        padded = getattr(getattr(dataset, "_ex_iterable", None), "iter_arrow", None) is not None
+        return _without_nulls if padded else dict
+    readers = {name: reader(feature, decoded=True) for name, feature in features.items()}
+
+    def row_as_written(row: dict[str, Any]) -> dict[str, Any]:
+        read = {name: readers.get(name) for name in row}
+        return {
+            name: cell if cell is None or (function := read[name]) is None else function(cell)
+            for name, cell in row.items()
+        }
+
+    return row_as_written
+
+
+def _without_nulls(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: _present(cell) for name, cell in row.items()}
+
+
+def _present(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _present(item) for key, item in value.items() if item is not None}
+    return [_present(item) for item in value] if isinstance(value, list) else value
+
+
+def _cells(dataset: Any, column: str) -> Iterator[Any]:
+    cells = dataset.select_columns([column]).with_format("arrow")
+    for table in cells.iter(batch_size=1000):
+        values = table.column(0)
+        if values.null_count < len(values):
+            yield from values.to_pylist()
+
+
+def _holds(cell: Any) -> bool:
+    if isinstance(cell, str):
+        return bool(cell.strip()) and cell.strip() not in ("[]", "{}", "null")
+    if isinstance(cell, list | tuple):
+        return any(map(_holds, cell))
+    return cell is not None and cell == cell and cell != {}

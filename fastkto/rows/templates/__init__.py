@@ -1,0 +1,1 @@
+"""What stands between messages and a chat template."""
