@@ -176,7 +176,9 @@ def label_ties(dataset: "Dataset", options: RowOptions) -> int:
     """How many rows have a score that is exactly `options.label_threshold`."""
     path = options.label_column or "label"
     column = head(path, dataset.column_names)
-    cells = dataset.with_format(None)[column] if column else []
+    if column is None:
+        return 0
+    cells = dataset.with_format(None)[column]
     return sum(as_number(value_at({column: cell}, path)) == options.label_threshold for cell in cells)
 
 
@@ -295,8 +297,10 @@ def _error(expand: _Expand, dataset: "Dataset", faults: tuple[Fault, ...], kinds
     if not fatal and (not faults or sum(fault.rows for fault in faults) < len(kinds)):
         return None
     first = next(number for number, kind in kinds.items() if kind and (not fatal or kind in fatal))
-    rows = dataset if is_transformed(dataset) else table_rows(dataset.with_format("arrow")[[first]], dataset.features)
-    row = rows[first] if is_transformed(dataset) else next(iter(rows))
+    if is_transformed(dataset):
+        row = dataset[first]
+    else:
+        [row] = table_rows(dataset.with_format("arrow")[[first]], dataset.features)
     try:
         list(expand(row, first))
     except Unusable as error:

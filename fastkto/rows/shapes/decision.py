@@ -103,12 +103,14 @@ def _shape(columns: Sequence[str], present: list[str], options: "RowOptions", wh
 
 
 def _completion(columns: Sequence[str], options: "RowOptions", where: str) -> Columns:
-    found = {}
+    found: list[str] = []
     for part in ("prompt", "completion", "label"):
-        found[part] = getattr(options, f"{part}_column") or part
-        if head(found[part], columns) is None:
-            raise InputError(where, list(columns), f"a column {found[part]!r}", f"Name yours with --{part}_column.")
-    return Columns("completion", **found)
+        column = getattr(options, f"{part}_column") or part
+        if head(column, columns) is None:
+            raise InputError(where, list(columns), f"a column {column!r}", f"Name yours with --{part}_column.")
+        found.append(column)
+    prompt, completion, label = found
+    return Columns("completion", prompt, completion, label)
 
 
 def _contradiction(where: str, one: str, other: str) -> InputError:
