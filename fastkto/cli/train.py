@@ -64,7 +64,6 @@ def set_up(data: "DataArguments", options: "RowOptions", model: "ModelArguments"
     from fastkto.cli.models import load_tokenizer, model_init_kwargs, model_source
     from fastkto.cli.peft_options import peft_config, quantization_config
     from fastkto.disk import check_writable
-    from fastkto.rows import normalise
     from fastkto.trainer import KTOTrainer
 
     name = model_source(model.model_name_or_path)
@@ -80,12 +79,12 @@ def set_up(data: "DataArguments", options: "RowOptions", model: "ModelArguments"
     }
     adapter, quantization = peft_config(model), quantization_config(model)
     tokenizer = load_tokenizer(name, data.chat_template, model.model_revision, config.trust_remote_code)
-    train_rows, eval_rows = read_splits(data, evaluate=config.eval_strategy != "no", seed=config.seed)
+    train_rows, eval_rows = read_splits(data, options, evaluate=config.eval_strategy != "no", seed=config.seed)
     return KTOTrainer(
         model=name,
         args=config,
-        train_dataset=normalise(train_rows, options),
-        eval_dataset=None if eval_rows is None else normalise(eval_rows, options, dataset_name="eval"),
+        train_dataset=train_rows,
+        eval_dataset=eval_rows,
         processing_class=tokenizer,
         quantization_config=quantization,
         peft_config=adapter,

@@ -9,6 +9,7 @@ from fastkto.errors import require
 if TYPE_CHECKING:
     import pyarrow
 
+JSON_TEXT = "fastkto json"
 Reader = Callable[[Any], Any]
 
 
@@ -32,6 +33,8 @@ def reader(feature: Any, *, decoded: bool = False) -> Reader | None:
     datasets = require("datasets", "train")
     if isinstance(feature, datasets.Json):
         return None if decoded else json.loads
+    if getattr(feature, "id", None) == JSON_TEXT:
+        return json.loads
     if isinstance(feature, datasets.ClassLabel):
         return lambda number: feature.names[number] if 0 <= number < len(feature.names) else number
     if isinstance(feature, dict):
