@@ -1,19 +1,20 @@
 """What would be trained on, without training: the text that `fastkto data` prints."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fastkto.balance import auto_desirable_weight, batch_size_for, obeys_rule, one_class_share, weight_range
-from fastkto.errors import require
+from fastkto.errors import InputError, require
 from fastkto.padding import PaddingCollator
 from fastkto.pairing import PairableSampler, pair
-from fastkto.rows import RowOptions, normalise
-from fastkto.rows.normalise import label_ties
-from fastkto.rows.tokens import TokenReport, tokenize_with_report
-from fastkto.streams import row_key
+from fastkto.rows import RowOptions
+from fastkto.rows.normalise import label_ties, normalise_the_good
+from fastkto.rows.shapes.faults import Fault
+from fastkto.rows.shapes.looking import reports_of
+from fastkto.rows.shapes.summary import CONTRADICTION, Summary, TokenReport, summary_of
+from fastkto.rows.tokens import tokenize_the_good
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
 PERCENTILES = (0, 10, 50, 90, 99, 100)
 STREAM_ROWS = 1000
 SHOWN = 24
+
+
+class Untrainable(InputError):
+    """The data does not train; `summary` holds every fault that was found, and not only the first."""
+
+    def __init__(self, error: InputError, summary: Summary) -> None:
+        super().__init__(error.argument, error.value, error.expected, error.fix)
+        self.summary = summary
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class Preview:
 
     source: int
     streamed: bool
+    summary: Summary
     report: TokenReport
     max_length: int | None
     desirable: int
@@ -86,14 +96,20 @@ def preview(
     streamed = isinstance(dataset, datasets.IterableDataset)
     if streamed:
         dataset = datasets.Dataset.from_list(list(dataset.take(STREAM_ROWS)), features=dataset.features)
-    rows = normalise(dataset, options)
-    rows, report = tokenize_with_report(
-        rows, tokenizer, max_length=max_length, num_proc=num_proc, chat_template=chat_template
+    normalised, refused = normalise_the_good(dataset, options)
+    if len(normalised) == 0 and refused is not None:
+        sources = tuple(reports_of(normalised))
+        faults = tuple(fault for source in sources for fault in source.faults)
+        raise Untrainable(refused, Summary("train", sources, 0, 0, 0, faults))
+    rows, report, failed = tokenize_the_good(
+        normalised, tokenizer, max_length=max_length, num_proc=num_proc, chat_template=chat_template
     )
-    columns = {column: rows[column][:] for column in rows.column_names}
-    labels = columns["label"]
-    lengths = [len(x) + len(y) for x, y in zip(columns["prompt_ids"], columns["completion_ids"], strict=True)]
-    keys, conversations = columns["prompt_key"], columns["conversation"]
+    summary = summary_of(normalised, report, "train")
+    if (error := refused or failed) is not None:
+        raise Untrainable(error, summary)
+    labels, keys, conversations = (rows[name][:] for name in ("label", "prompt_key", "conversation"))
+    prompts, completions = (_lengths(rows, name) for name in ("prompt_ids", "completion_ids"))
+    lengths = [x + y for x, y in zip(prompts, completions, strict=True)]
     sampler = PairableSampler(
         keys,
         conversations,
@@ -110,27 +126,24 @@ def preview(
         batch = order[start : start + batch_size]
         pair([keys[i] for i in batch], [conversations[i] for i in batch])
     PaddingCollator(0, max_length, kl=kl)([rows[i] for i in order[:batch_size]])
-    pairs = list(map(row_key, columns["prompt_ids"], columns["completion_ids"]))
-    desirable = sum(labels)
-    undesirable = len(labels) - desirable
+    desirable, undesirable = summary.desirable, summary.undesirable
     if desirable_weight == "auto":
         desirable_weight = auto_desirable_weight(desirable, undesirable, undesirable_weight)
     has_scores = options.label_threshold is not None
     return Preview(
         source=len(dataset),
         streamed=streamed,
+        summary=summary,
         report=report,
         max_length=max_length,
         desirable=desirable,
         undesirable=undesirable,
         ties=label_ties(dataset, options) if has_scores else None,
-        prompt_lengths=_percentiles([len(ids) for ids in columns["prompt_ids"]]),
-        completion_lengths=_percentiles([len(ids) for ids in columns["completion_ids"]]),
-        prompts=len({*columns["prompt_key"]}),
-        duplicates=len(pairs) - len({*pairs}),
-        contradictions=sum(
-            count > 1 for count in Counter(key for key, _ in {*zip(pairs, labels, strict=True)}).values()
-        ),
+        prompt_lengths=_percentiles(prompts),
+        completion_lengths=_percentiles(completions),
+        prompts=report.prompts,
+        duplicates=report.duplicates,
+        contradictions=report.contradictions,
         batch_size=batch_size,
         refilled=sampler.refilled,
         one_class=one_class_share(desirable, undesirable, batch_size),
@@ -144,11 +157,11 @@ def preview(
 def render(preview: Preview) -> str:
     """The preview as plain text, scored tokens in «»."""
     p, report = preview, preview.report
-    rows = report.rows - report.dropped
     lines = [line for example in p.examples for line in (*_render_example(example), "")]
     first = "first " if p.streamed else ""
+    lines += [f"columns      {source.columns}" for source in p.summary.sources]
     lines += [
-        f"rows         {rows} to train on, from {first}{p.source} in the source; {p.prompts} prompts",
+        f"rows         {report.kept} to train on, from {first}{p.source} in the source; {p.prompts} prompts",
         f"labels       {p.desirable} desirable, {p.undesirable} undesirable",
     ]
     if p.ties is not None:
@@ -164,6 +177,7 @@ def render(preview: Preview) -> str:
     if report.diverged:
         text = f"{report.diverged} prompts are tokenised differently before a completion"
         lines.append(f"diverged     {text}; left out: {report.diverged_text!r}")
+    lines += [f"faults       {fault}{_outcome(fault)}" for fault in p.summary.faults]
     contradictions = f" ({p.contradictions} of them with both labels)" if p.contradictions else ""
     lines += [
         f"duplicates   {p.duplicates} rows repeat another's prompt and completion{contradictions}",
@@ -172,6 +186,12 @@ def render(preview: Preview) -> str:
         f"weights      {_weights(p)}",
     ]
     return "\n".join(lines)
+
+
+def _outcome(fault: Fault) -> str:
+    if fault.left_out:
+        return ", left out"
+    return "; with equal weights the two cancel" if fault.kind == CONTRADICTION else ""
 
 
 def _remedy(preview: Preview) -> str:
@@ -225,6 +245,10 @@ def _shorten(tokens: list[str]) -> str:
     if left_out <= 0:
         return "".join(tokens)
     return f"{''.join(tokens[:SHOWN])} ...{left_out} tokens... {''.join(tokens[-SHOWN:])}"
+
+
+def _lengths(rows: "Dataset", column: str) -> list[int]:
+    return [len(ids) for batch in rows.select_columns([column]).iter(1000) for ids in batch[column]]
 
 
 def _percentiles(values: Sequence[int]) -> list[int]:

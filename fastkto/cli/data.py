@@ -8,8 +8,9 @@ from typing import Any, get_type_hints
 
 USAGE = "fastkto data FILE_OR_ID --model FOLDER_OR_ID [--FIELD VALUE ...]"
 DESCRIPTION = """Read, tokenise and pair the rows as `fastkto train` would with the same options, and print three of
-them with the scored tokens marked, label counts, lengths, and what is dropped, cut or doubled. Nothing is trained or
-written."""
+them with the scored tokens marked, which column means what, label counts, lengths, and what is dropped, cut or doubled.
+Of rows that cannot be trained on every kind is counted, and the exit code is 0 only if the data trains. Nothing is
+trained or written."""
 
 FROM_DATA = ("dataset_config", "dataset_train_split", "dataset_streaming", "chat_template")
 FROM_CONFIG = (
@@ -32,7 +33,7 @@ def run(argv: Sequence[str]) -> int:
     from fastkto.cli.models import load_tokenizer, model_source
     from fastkto.cli.parsing import DataclassParser, build
     from fastkto.config import KTOConfig
-    from fastkto.preview import preview, render
+    from fastkto.preview import Untrainable, preview, render
     from fastkto.rows import RowOptions, read_rows
 
     classes = (
@@ -54,19 +55,23 @@ def run(argv: Sequence[str]) -> int:
         split=values["dataset_train_split"],
         streaming=values["dataset_streaming"],
     )
-    shown = preview(
-        rows,
-        tokenizer,
-        max_length=config.max_length,
-        batch_size=config.per_device_train_batch_size,
-        options=build(RowOptions, values),
-        desirable_weight=config.desirable_weight,
-        undesirable_weight=config.undesirable_weight,
-        kl=config.loss_type == "kto",
-        strategy=config.train_sampling_strategy,
-        seed=config.seed if config.data_seed is None else config.data_seed,
-        num_proc=config.dataset_num_proc,
-    )
+    try:
+        shown = preview(
+            rows,
+            tokenizer,
+            max_length=config.max_length,
+            batch_size=config.per_device_train_batch_size,
+            options=build(RowOptions, values),
+            desirable_weight=config.desirable_weight,
+            undesirable_weight=config.undesirable_weight,
+            kl=config.loss_type == "kto",
+            strategy=config.train_sampling_strategy,
+            seed=config.seed if config.data_seed is None else config.data_seed,
+            num_proc=config.dataset_num_proc,
+        )
+    except Untrainable as error:
+        print("\n".join(error.summary.lines()))
+        raise
     print(render(shown))
     return 0
 

@@ -96,6 +96,8 @@ def train(trainer: "KTOTrainer") -> None:
     from fastkto.disk import writing
 
     config = trainer.args
+    if trainer.data_summary is not None:
+        trainer.accelerator.print("\n".join(trainer.data_summary.lines()))
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     with writing("output_dir", config.output_dir or ".", "the trained model"):
         trainer.save_model(config.output_dir)

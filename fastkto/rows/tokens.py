@@ -13,6 +13,7 @@ from fastkto.rows.files.fingerprint import code_digest
 from fastkto.rows.labels import LabelReader, warn_once
 from fastkto.rows.shapes.faults import NO_TOKEN, Fault, Unusable, count_faults, with_all
 from fastkto.rows.shapes.looking import as_written, column_names
+from fastkto.rows.shapes.summary import TOO_LONG, TokenReport, repeated
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -30,22 +31,6 @@ __all__ = ["COLUMNS", "TokenReport", "prompt_key", "tokenize", "tokenize_row", "
 
 COLUMNS = ("prompt_ids", "completion_ids", "label", "row_id", "conversation", "prompt_key")
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TokenReport:
-    """What became of the rows: `rows` came, `dropped` had a prompt that fills max_length, `cut` have a completion cut
-    at max_length, and `diverged` have a prompt whose end (`diverged_text` in the first one) is tokenised otherwise
-    before a completion than alone. `plain` are text although the model has a chat template. `faults` are the rows that
-    cannot be tokenised."""
-
-    rows: int
-    dropped: int
-    cut: int
-    diverged: int
-    diverged_text: str
-    plain: int
-    faults: tuple[Fault, ...]
 
 
 def tokenize(
@@ -112,21 +97,31 @@ def tokenize_the_good(
     )
     encoded = encoded.with_format(None)
     limit = max_length or sys.maxsize
-    columns = {name: encoded[name][:] for name in ("prompt_length", "length", "diverged", "fault", "row_id", "plain")}
+    names = ("prompt_length", "length", "diverged", "fault", "row_id", "plain", "prompt_key", "pair_key", "label")
+    columns = {name: encoded[name][:] for name in names}
     prompts, lengths, kinds = columns["prompt_length"], columns["length"], columns["fault"]
     good = [i for i, kind in enumerate(kinds) if not kind]
     keep = [i for i in good if prompts[i] < limit]
     diverged = [text for text in columns["diverged"] if text]
+    fatal = count_faults(zip(columns["row_id"], kinds, strict=True), frozenset())
+    long = ((columns["row_id"][i], TOO_LONG) for i in good if prompts[i] >= limit)
+    kept = {name: [columns[name][i] for i in keep] for name in ("row_id", "prompt_key", "pair_key", "label")}
+    again = repeated(kept["row_id"], kept["pair_key"], kept["label"])
     report = TokenReport(
         rows=len(encoded),
+        kept=len(keep),
         dropped=len(good) - len(keep),
         cut=sum(lengths[i] > limit for i in keep),
         diverged=len(diverged),
         diverged_text=diverged[0] if diverged else "",
         plain=sum(columns["plain"]),
-        faults=count_faults(zip(columns["row_id"], kinds, strict=True), frozenset()),
+        prompts=len({*kept["prompt_key"]}),
+        desirable=sum(kept["label"]),
+        duplicates=len(keep) - len({*kept["pair_key"]}),
+        contradictions=len({*zip(kept["pair_key"], kept["label"], strict=True)}) - len({*kept["pair_key"]}),
+        faults=(*fatal, *count_faults(long, frozenset({TOO_LONG})), *again),
     )
-    error = _error(encode, dataset, report.faults, kinds)
+    error = _error(encode, dataset, fatal, kinds)
     if not keep and error is None:
         raise InputError(
             "max_length",
@@ -174,6 +169,7 @@ class _Encode:
             "row_id": row.get("row_id", index),
             "conversation": row.get("conversation", index),
             "prompt_key": key,
+            "pair_key": prompt_key([len(prompt), *prompt, *completion]),
             "prompt_length": len(prompt),
             "length": len(prompt) + len(completion),
             "diverged": diverged,
@@ -212,7 +208,7 @@ class _Eagerly:
         return pa.table([pa.array([r[f.name] for r in records], f.type) for f in schema], schema)
 
 
-_NOTHING = {"prompt_ids": [], "completion_ids": [], "label": False, "conversation": 0, "prompt_key": 0}
+_NOTHING = {"prompt_ids": [], "completion_ids": [], "label": False, "conversation": 0, "prompt_key": 0, "pair_key": 0}
 _NOTHING |= {"prompt_length": 0, "length": 0, "diverged": "", "plain": False}
 
 
@@ -258,7 +254,7 @@ def _features() -> Any:
     datasets = require("datasets", "train")
     number, ids = datasets.Value("int64"), datasets.Sequence(datasets.Value("int32"))
     text, flag = datasets.Value("string"), datasets.Value("bool")
-    features = dict.fromkeys((*COLUMNS, "prompt_length", "length"), number)
+    features = dict.fromkeys((*COLUMNS, "pair_key", "prompt_length", "length"), number)
     features |= {"prompt_ids": ids, "completion_ids": ids, "label": flag, "plain": flag}
     return datasets.Features(features | {"diverged": text, "fault": text})
 
