@@ -245,7 +245,7 @@ class _Eagerly:
         records: list[Record] = []
         for row, index in zip(rows, indices, strict=True):
             try:
-                records += self.expand(row, index)
+                records += list(self.expand(row, index))  # all of a row's records, or none
             except Unusable as error:
                 records.append({"row_id": index, "conversation": index, "fault": error.kind})
         schema = _features(self.expand.columns).arrow_schema

@@ -54,7 +54,7 @@ def _is_object(line: str) -> bool:
 
 def _parse(text: str, path: Path, number: int) -> Any:
     try:
-        value = json.loads(text)
+        value = json.loads(text.rstrip())
     except json.JSONDecodeError as error:
         line = number + error.lineno - 1
         found = text[error.pos : error.pos + 40]

@@ -36,6 +36,8 @@ def column_names(dataset: Any, dataset_name: str) -> list[str]:
     """The columns of a dataset that has rows; a stream is read, up to its first row, only if it does not know them."""
     if dataset.column_names and not is_map_style(dataset):
         return list(dataset.column_names)
+    if is_map_style(dataset) and not is_transformed(dataset) and len(dataset):
+        return list(dataset.format["columns"])
     first = next(iter(dataset), None)
     if first is None:
         raise InputError(f"{dataset_name} dataset", "no rows", "at least one row", "Check the file and the split.")
