@@ -235,6 +235,17 @@ def test_A24_a_stream_leaves_out_what_it_may():
         list(normalise(stream, RowOptions(label_threshold=4)))
 
 
+def test_A28_what_a_stream_holds_only_later_is_not_lost():
+    def stream(last):
+        return IterableDataset.from_generator(lambda: iter([SCORES[0] | dict.fromkeys(last)] * 9 + [SCORES[0] | last]))
+
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    *_, last = normalise(stream({"tools": tools}), RowOptions(label_threshold=4))
+    assert last["tools"] == tools
+    with pytest.raises(InputError, match="row 9, column 'images'"):
+        list(normalise(stream({"images": ["a.png"]}), RowOptions(label_threshold=4)))
+
+
 def test_A28_columns_with_nothing_in_them_and_columns_that_are_not_used(caplog):
     rows = [row | {"images": [], "system": "Be brief.", "weight": 2.0} for row in SCORES]
     assert labels(rows, label_threshold=4) == [False, False, True, True]

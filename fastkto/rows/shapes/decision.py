@@ -57,7 +57,7 @@ def decide(columns: Sequence[str], filled: Callable[[str], bool], options: "RowO
     chosen = _shape(columns, present, options, where)
     used = {head(path, columns) for path in (chosen.prompt, chosen.completion, chosen.label, chosen.messages) if path}
     used |= {"chosen", "rejected"} if chosen.shape == "paired" else set()
-    carried = tuple(column for column in CARRIED if column in present and column not in used)
+    carried = tuple(column for column in CARRIED if column in columns and column not in used)
     unused = tuple(column for column in present if column not in used and column not in carried)
     return Columns(chosen.shape, chosen.prompt, chosen.completion, chosen.label, chosen.messages, carried, unused)
 

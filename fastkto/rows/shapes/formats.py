@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastkto.rows.labels import LabelReader, as_bool, is_missing
-from fastkto.rows.shapes.decision import Columns, value_at
+from fastkto.rows.shapes.decision import PICTURES, Columns, value_at
 from fastkto.rows.shapes.faults import NO_ANSWER, NO_LABEL, NO_PROMPT, ONE_ANSWER, Unusable
-from fastkto.rows.shapes.messages import json_cell, text_or_messages
+from fastkto.rows.shapes.messages import holds, json_cell, text_or_messages
 
 Record = dict[str, Any]
 ASKERS = ("user", "human", "tool", "function", "ipython")
@@ -102,10 +102,15 @@ def message_records(
 
 def carried_cells(row: Record, columns: Columns, where: str) -> Record:
     """tools, chat_template_kwargs and truncated, as far as there are such columns."""
+    for column in PICTURES:
+        if holds(row.get(column)):
+            fix = "Remove the row, or the column to train on the text alone."
+            raise Unusable(f"{where}, column {column!r}", row[column], "no pictures", fix)
     cells: Record = {}
     for column in columns.carried:
         place = f"{where}, column {column!r}"
-        cells[column] = truncated_cell(row[column], place) if column == "truncated" else json_cell(row[column], place)
+        cell = row.get(column)
+        cells[column] = truncated_cell(cell, place) if column == "truncated" else json_cell(cell, place)
     return cells
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from fastkto.errors import InputError, require
 from fastkto.rows.files.cells import reader
 from fastkto.rows.shapes.faults import ReadReport, report_from, report_text
+from fastkto.rows.shapes.messages import holds
 
 MARK = "fastkto rows"
 PEEK = 4
@@ -48,8 +49,8 @@ def fills(dataset: Any) -> Callable[[str], bool]:
     """Whether any row has something in a column; of a stream the first `PEEK` rows are looked at."""
     if is_transformed(dataset) or not is_map_style(dataset):
         head = list(islice(iter(dataset), PEEK))
-        return lambda column: any(_holds(row.get(column)) for row in head)
-    return lambda column: any(_holds(cell) for cell in _cells(dataset, column))
+        return lambda column: any(holds(row.get(column)) for row in head)
+    return lambda column: any(holds(cell) for cell in _cells(dataset, column))
 
 
 def is_normalised(dataset: Any, names: list[str], output: tuple[str, ...]) -> bool:
@@ -109,11 +110,3 @@ def _cells(dataset: Any, column: str) -> Iterator[Any]:
         values = table.column(0)
         if values.null_count < len(values):
             yield from values.to_pylist()
-
-
-def _holds(cell: Any) -> bool:
-    if isinstance(cell, str):
-        return bool(cell.strip()) and cell.strip() not in ("[]", "{}", "null")
-    if isinstance(cell, list | tuple):
-        return any(map(_holds, cell))
-    return cell is not None and cell == cell and cell != {}

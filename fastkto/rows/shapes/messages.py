@@ -47,6 +47,15 @@ def json_cell(cell: Any, where: str) -> Any:
         raise Unusable(where, cell, "JSON", f"Correct the cell: {error}.") from error
 
 
+def holds(cell: Any) -> bool:
+    """Whether there is anything in a cell: a list of nothing holds nothing, nor does JSON of an empty one."""
+    if isinstance(cell, str):
+        return bool(cell.strip()) and cell.strip() not in ("[]", "{}", "null")
+    if isinstance(cell, list | tuple):
+        return any(map(holds, cell))
+    return cell is not None and cell == cell and cell != {}
+
+
 def _parsed(cell: str, where: str) -> Any:
     try:
         return json.loads(cell)
