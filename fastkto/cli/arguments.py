@@ -25,7 +25,11 @@ class DataArguments:
     """Where the rows come from."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": "A .json, .jsonl, .csv or .parquet file, a folder of them, or a Hub id."}
+        default=None,
+        metadata={
+            "help": "A .json, .jsonl, .csv or .parquet file, a pattern for such files, a folder of them or one of "
+            "save_to_disk, or a Hub id."
+        },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
@@ -42,7 +46,8 @@ class DataArguments:
         default=None, metadata={"help": "Share (below 1) or number of rows of `datasets` to evaluate on."}
     )
     chat_template: str | None = field(
-        default=None, metadata={"help": "Jinja file that replaces the tokenizer's chat template."}
+        default=None,
+        metadata={"help": "Jinja file that replaces the tokenizer's chat template, or chatml for a base model."},
     )
     ignore_bias_buffers: bool = field(
         default=False, metadata={"help": "Accepted for TRL's sake; without effect there and here."}

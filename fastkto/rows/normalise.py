@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fastkto.errors import InputError, require
-from fastkto.rows.files.cells import table_rows
+from fastkto.rows.files.cells import json_type, table_rows
 from fastkto.rows.files.fingerprint import code_digest
 from fastkto.rows.labels import LabelReader, as_number, label_reader, warn_once
 from fastkto.rows.shapes.decision import Columns, decide, head, value_at
@@ -310,8 +310,8 @@ def _error(expand: _Expand, dataset: "Dataset", faults: tuple[Fault, ...], kinds
 
 def _features(columns: Columns) -> Any:
     datasets = require("datasets", "train")
-    types = {"prompt": datasets.Json(), "completion": datasets.Json(), "label": datasets.Value("bool")}
+    types = {"prompt": json_type(), "completion": json_type(), "label": datasets.Value("bool")}
     types |= {"row_id": datasets.Value("int64", id=MARK), "conversation": datasets.Value("int64")}
     for name in columns.carried:
-        types[name] = datasets.Value("bool") if name == "truncated" else datasets.Json()
+        types[name] = datasets.Value("bool") if name == "truncated" else json_type()
     return datasets.Features(types | {"fault": datasets.Value("string")})

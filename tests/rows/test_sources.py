@@ -115,3 +115,10 @@ def test_tool_calls_and_odd_keys_of_messages_survive(tmp_path):
     ]
     got = normalise(read_rows(write(tmp_path / "rows.jsonl", rows)))
     assert got[1]["completion"][0]["tool_calls"][0]["function"]["arguments"] == {"x": 1}
+
+
+def test_a_datasets_without_json_is_named(tmp_path, monkeypatch):
+    monkeypatch.delattr("datasets.Json")
+    nested = [{"messages": [{"role": "user", "content": "a"}], "label": True}]
+    with pytest.raises(InputError, match=r"datasets: got .*version 4\.7 or newer.*pip install"):
+        read_rows(write(tmp_path / "rows.jsonl", nested))

@@ -4,13 +4,22 @@ import json
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from fastkto.errors import require
+from fastkto.errors import InputError, require
 
 if TYPE_CHECKING:
     import pyarrow
 
 JSON_TEXT = "fastkto json"
 Reader = Callable[[Any], Any]
+
+
+def json_type() -> Any:
+    """The feature for cells that keep the structure which each of them has, stored as JSON."""
+    datasets = require("datasets", "train")
+    if not hasattr(datasets, "Json"):
+        fix = "Run: pip install 'datasets>=4.7'."
+        raise InputError("datasets", datasets.__version__, "version 4.7 or newer, which can store JSON", fix)
+    return datasets.Json()
 
 
 def table_rows(table: "pyarrow.Table | pyarrow.RecordBatch", features: Any) -> Iterator[dict[str, Any]]:
@@ -31,7 +40,7 @@ def reader(feature: Any, *, decoded: bool = False) -> Reader | None:
     hold JSON that was read.
     """
     datasets = require("datasets", "train")
-    if isinstance(feature, datasets.Json):
+    if type(feature).__name__ == "Json":
         return None if decoded else json.loads
     if getattr(feature, "id", None) == JSON_TEXT:
         return json.loads

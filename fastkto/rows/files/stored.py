@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastkto.errors import require
+from fastkto.rows.files.cells import json_type
 from fastkto.rows.files.csv_records import csv_records
 from fastkto.rows.files.fingerprint import code_digest
 from fastkto.rows.files.json_records import json_records
@@ -118,7 +119,7 @@ def _arrow(rows: Iterable[Record], columns: dict[str, str]) -> Iterator["pyarrow
     import pyarrow as pa
 
     datasets = require("datasets", "train")
-    types = {name: datasets.Json() if kind == "json" else datasets.Value(kind) for name, kind in columns.items()}
+    types = {name: json_type() if kind == "json" else datasets.Value(kind) for name, kind in columns.items()}
     schema = datasets.Features(types).arrow_schema
     for batch in _batches(rows, columns):
         arrays = []
