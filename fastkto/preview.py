@@ -1,7 +1,7 @@
 """What would be trained on, without training: the text that `fastkto data` prints."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,9 +11,8 @@ from fastkto.padding import PaddingCollator
 from fastkto.pairing import PairableSampler, pair
 from fastkto.rows import RowOptions
 from fastkto.rows.normalise import label_ties, normalise_the_good
-from fastkto.rows.shapes.faults import Fault
 from fastkto.rows.shapes.looking import reports_of
-from fastkto.rows.shapes.summary import CONTRADICTION, Summary, TokenReport, summary_of
+from fastkto.rows.shapes.summary import Summary, TokenReport, summary_of
 from fastkto.rows.tokens import tokenize_the_good
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ class Untrainable(InputError):
 
 @dataclass(frozen=True)
 class Example:
-    """One row as the model will see it: its tokens, and which of them are scored."""
+    """One row as the model will see it: its tokens, those of one character together, and which of them are scored."""
 
     row_id: int
     label: bool
@@ -177,7 +176,7 @@ def render(preview: Preview) -> str:
     if report.diverged:
         text = f"{report.diverged} prompts are tokenised differently before a completion"
         lines.append(f"diverged     {text}; left out: {report.diverged_text!r}")
-    lines += [f"faults       {fault}{_outcome(fault)}" for fault in p.summary.faults]
+    lines += [f"faults       {line}" for line in p.summary.fault_lines()]
     contradictions = f" ({p.contradictions} of them with both labels)" if p.contradictions else ""
     lines += [
         f"duplicates   {p.duplicates} rows repeat another's prompt and completion{contradictions}",
@@ -186,12 +185,6 @@ def render(preview: Preview) -> str:
         f"weights      {_weights(p)}",
     ]
     return "\n".join(lines)
-
-
-def _outcome(fault: Fault) -> str:
-    if fault.left_out:
-        return ", left out"
-    return "; with equal weights the two cancel" if fault.kind == CONTRADICTION else ""
 
 
 def _remedy(preview: Preview) -> str:
@@ -219,15 +212,27 @@ def _example(row: dict, tokenizer: "PreTrainedTokenizerBase", max_length: int | 
     batch = PaddingCollator(0, max_length, kl=False)([row])
     scored = {position + 1 for position in batch["logit_index"].tolist()}
     ids = batch["input_ids"][0].tolist()
-    return Example(
-        row["row_id"], row["label"], [_token(tokenizer, i) for i in ids], [i in scored for i in range(len(ids))]
-    )
+    tokens, marks = [], []
+    for start, end in _characters(tokenizer, ids):
+        tokens.append(_text(tokenizer, ids[start:end]))
+        marks.append(start in scored)
+    return Example(row["row_id"], row["label"], tokens, marks)
 
 
-def _token(tokenizer: "PreTrainedTokenizerBase", token: int) -> str:
-    text = str(tokenizer.decode([token]))
+def _characters(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> Iterator[tuple[int, int]]:
+    """Where each token starts and ends; tokens that are one character together, as of an emoji, stay together."""
+    start = 0
+    while start < len(ids):
+        ends = range(start + 1, min(start + 5, len(ids)) + 1)
+        end = next((end for end in ends if "\ufffd" not in str(tokenizer.decode(ids[start:end]))), start + 1)
+        yield start, end
+        start = end
+
+
+def _text(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
+    text = str(tokenizer.decode(ids))
     if not text or "\ufffd" in text:
-        text = str(tokenizer.convert_ids_to_tokens(token))
+        text = "".join(tokenizer.convert_ids_to_tokens(ids))
     return text.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t").replace("\0", "\\0")
 
 

@@ -33,7 +33,7 @@ class LabelReader:
         """The label of `cell`; `where` names the row and column in the error."""
         if is_missing(cell):
             fix = "The cell is empty: rate the row, or leave out all such rows with --on_unrated drop."
-            raise Unusable(where, cell, "a label (what words mean says --label_map)", fix, NO_LABEL)
+            raise Unusable(where, cell, "a label (words get a meaning by --label_map)", fix, NO_LABEL)
         if self.threshold is not None or self.band is not None:
             return self._by_score(cell, where)
         if self.mapping is not None:

@@ -126,11 +126,18 @@ def _saved(path: Path, split: str) -> "Dataset":
         if split not in saved:
             fix = f"The folder has: {', '.join(saved)}."
             raise InputError("dataset", str(path), f"rows that can be read as split {split!r}", fix)
-        return saved[split]
+        return _in_place(saved[split])
     if split != "train":
         fix = "The folder holds one dataset, without splits: read it as 'train'."
         raise InputError("dataset", str(path), f"rows that can be read as split {split!r}", fix)
-    return saved
+    return _in_place(saved)
+
+
+def _in_place(saved: "Dataset") -> "Dataset":
+    """The same rows, memory-mapped, but without their path: `datasets` would write its caches beside them."""
+    datasets = require("datasets", "train")
+    table = require("datasets.table", "train").InMemoryTable(saved.data.table)
+    return datasets.Dataset(table, info=saved.info, split=saved.split)
 
 
 def _cut(dataset: "Dataset", split: str, source: str | Path) -> "Dataset":

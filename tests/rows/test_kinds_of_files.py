@@ -130,6 +130,9 @@ def test_A17_folders_of_save_to_disk(tmp_path):
     DatasetDict(train=rows, test=rows.select([0])).save_to_disk(tmp_path / "two")
     assert list(read_rows(tmp_path / "one")) == list(read_rows(tmp_path / "two", streaming=True)) == list(rows)
     assert len(read_rows(tmp_path / "two", split="test")) == 1
+    before = sorted(tmp_path.rglob("*"))
+    assert trained(read_rows(tmp_path / "one"), PLAIN) == expected(rows)
+    assert sorted(tmp_path.rglob("*")) == before
     with pytest.raises(InputError, match="as split 'dev'.*The folder has: train, test"):
         read_rows(tmp_path / "two", split="dev")
 

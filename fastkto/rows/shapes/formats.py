@@ -1,13 +1,15 @@
 """One source row -> the (prompt, completion, label) records in it: a pure function per shape of feedback data."""
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
-from fastkto.rows.labels import LabelReader, as_bool, is_missing
+from fastkto.rows.labels import LabelReader, as_bool, is_missing, warn_once
 from fastkto.rows.shapes.decision import PICTURES, Columns, value_at
 from fastkto.rows.shapes.faults import NO_ANSWER, NO_LABEL, NO_PROMPT, ONE_ANSWER, Unusable
 from fastkto.rows.shapes.messages import holds, json_cell, text_or_messages
 
+logger = logging.getLogger(__name__)
 Record = dict[str, Any]
 ASKERS = ("user", "human", "tool", "function", "ipython")
 
@@ -75,6 +77,10 @@ def message_records(
         fix = "Remove the row, or give the answer the role 'assistant'."
         raise Unusable(spot, messages, "an assistant turn", fix, NO_ANSWER)
     asked = next((i for i, message in enumerate(messages) if message["role"] in ASKERS), len(messages))
+    if not every_assistant_turn and any(not is_missing(messages[turn].get("label")) for turn in turns[:-1]):
+        warn_once(
+            logger, "Turns before the last have labels, which are not used: --every_assistant_turn true takes them."
+        )
     records = []
     for turn in turns if every_assistant_turn else turns[-1:]:
         own = messages[turn].get("label")

@@ -7,8 +7,9 @@ from typing import Any
 from fastkto.rows.shapes.faults import Fault, ReadReport, count_faults
 from fastkto.rows.shapes.looking import reports_of
 
-DUPLICATE = "the answer of an earlier row again"
-CONTRADICTION = "one answer under both labels"
+DUPLICATE = "duplicate"
+CONTRADICTION = "contradiction"
+NOTES = {CONTRADICTION: ", the same answer under both labels: with equal weights they cancel"}
 TOO_LONG = "prompt too long"
 
 
@@ -56,8 +57,12 @@ class Summary:
         return [
             *(f"{report.name}: {report.columns}" for report in self.sources),
             f"{self.name}: {rows} rows to train on, {counts}",
-            *(f"{self.name}: {fault}{', left out' if fault.left_out else ''}" for fault in self.faults),
+            *(f"{self.name}: {line}" for line in self.fault_lines()),
         ]
+
+    def fault_lines(self) -> list[str]:
+        """Each kind of fault, its rows, and what becomes of them."""
+        return [f"{fault}{', left out' if fault.left_out else NOTES.get(fault.kind, '')}" for fault in self.faults]
 
 
 def summary_of(dataset: Any, report: TokenReport, dataset_name: str) -> Summary:
