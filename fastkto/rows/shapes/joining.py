@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fastkto.rows.normalise import RowOptions
 
 STREAM_ROWS = 1 << 40
+_NESTED = ("prompt", "completion", "tools", "chat_template_kwargs")
 NAMES = ("prompt_column", "completion_column", "label_column")
 
 
@@ -85,20 +86,22 @@ def _shift(rows: Any, start: int, features: Any) -> Any:
     return rows.with_format("arrow").map(shift, batched=True, features=features, desc="Joining").with_format(None)
 
 
+@dataclass(frozen=True)
+class _ShiftRow:
+    """A row of a stream whose numbers are `start` higher, with what is nested as JSON."""
+
+    start: int
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        texts = {name: None if row.get(name) is None else json.dumps(row[name]) for name in _NESTED}
+        numbers = {name: row[name] + self.start for name in ("row_id", "conversation")}
+        return texts | numbers | {"truncated": bool(row.get("truncated"))}
+
+
 def _shift_stream(rows: Any, start: int) -> Any:
     """Rows under features that all streams share: `datasets` would else guess them from the first rows of each."""
     datasets = require("datasets", "train")
-    text, number, flag = datasets.Value("string", id=JSON_TEXT), datasets.Value("int64"), datasets.Value("bool")
-    types = {"prompt": text, "completion": text, "label": flag, "row_id": number, "conversation": number}
-    types |= {"tools": text, "chat_template_kwargs": text, "truncated": flag}
-
-    def shift(row: dict[str, Any]) -> dict[str, Any]:
-        texts = {
-            name: None if row.get(name) is None else json.dumps(row[name])
-            for name, kind in types.items()
-            if kind is text
-        }
-        numbers = {name: row[name] + start for name in ("row_id", "conversation")}
-        return texts | numbers | {"truncated": bool(row.get("truncated"))}
-
-    return rows.map(shift, features=datasets.Features(types))
+    number, flag = datasets.Value("int64"), datasets.Value("bool")
+    types = dict.fromkeys(_NESTED, datasets.Value("string", id=JSON_TEXT))
+    types |= {"label": flag, "row_id": number, "conversation": number, "truncated": flag}
+    return rows.map(_ShiftRow(start), features=datasets.Features(types))

@@ -1,6 +1,7 @@
 """A dataset as its user sees it: its columns, whether anything is in them, and whether it was normalised already."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -78,20 +79,26 @@ def as_written(dataset: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
     A stream that knows its features, or that comes out of Arrow tables, holds the padding of these; one of Python
     objects holds none.
     """
-    features = dataset.features
-    if features is None:
-        padded = getattr(getattr(dataset, "_ex_iterable", None), "iter_arrow", None) is not None
-        return _without_nulls if padded else dict
-    readers = {name: reader(feature, decoded=True) for name, feature in features.items()}
+    if dataset.features is not None:
+        return _Typed(dataset.features)
+    padded = getattr(getattr(dataset, "_ex_iterable", None), "iter_arrow", None) is not None
+    return _without_nulls if padded else dict
 
-    def row_as_written(row: dict[str, Any]) -> dict[str, Any]:
-        read = {name: readers.get(name) for name in row}
-        return {
-            name: cell if cell is None or (function := read[name]) is None else function(cell)
-            for name, cell in row.items()
-        }
 
-    return row_as_written
+@dataclass(frozen=True)
+class _Typed:
+    """Reads the rows of a stream with features; a class, so that it reaches the processes of a data loader."""
+
+    features: Any
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {name: self._cell(name, cell) for name, cell in row.items()}
+
+    def _cell(self, name: str, cell: Any) -> Any:
+        if cell is None or name not in self.features:
+            return cell
+        read = reader(self.features[name], decoded=True)
+        return cell if read is None else read(cell)
 
 
 def _without_nulls(row: dict[str, Any]) -> dict[str, Any]:
