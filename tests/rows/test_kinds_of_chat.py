@@ -1,5 +1,7 @@
 """Public reports, A4, A5 and A14, and the templates that TRL ships: ids are stock's, or both refuse."""
 
+import random
+
 import pytest
 from conversations import CONVERSATIONS, compare, template_names
 from datasets import Dataset, IterableDataset
@@ -7,6 +9,7 @@ from stock import WORDS, answer, chat_ids, right, template, trained, user
 from tiny import CHAT_TEMPLATE, tiny_tokenizer
 
 from fastkto.errors import InputError
+from fastkto.rows.templates import long_text
 
 SAMPLE = ("cohere2", "qwen3", "llama3", "gemma", "deepseekv3", "gptoss", "glm4moe", "phi3")
 
@@ -107,3 +110,16 @@ def test_chatml_for_a_model_without_a_template():
     tools = Dataset.from_list([row | {"tools": [{"name": "f"}]} for row in rows])
     with pytest.raises(InputError, match="row 0.*chatml has no tools"):
         tokenize(normalise(tools), tokenizer, max_length=None, chat_template="chatml")
+
+
+def test_A25_the_first_ids_of_a_long_text_are_those_of_the_whole(monkeypatch):
+    monkeypatch.setattr(long_text, "LONG", 500)
+    chance = random.Random(0)
+    for tokenizer in (tiny_tokenizer(), tiny_tokenizer(chat=False, bos=True)):
+        for _ in range(50):
+            text = "".join(chance.choices(["<|assistant|>", "ab ", "  \n", "\xe9", "'s", "\U0001f600"], k=600))
+            whole = tokenizer(text)["input_ids"]
+            for enough in (3, 200, 900, len(whole) + 1):
+                found = long_text.first_ids(tokenizer, text, enough, "row 0")
+                assert len(found) >= min(enough, len(whole))
+                assert found == whole[: len(found)]

@@ -32,10 +32,9 @@ def parquet_batches(files: list[Path], rows: int = 1000) -> Iterator["pyarrow.Re
                 parquet = pq.ParquetFile(file)
                 schema = schema or parquet.schema_arrow
                 if parquet.schema_arrow != schema:
-                    names = f"{files[0].name} has {schema.names} and {path.name} {parquet.schema_arrow.names}"
-                    raise InputError(
-                        "dataset", str(path), "files of one schema", f"List them under `datasets`: {names}."
-                    )
+                    unlike = {f"{each.name} {each.type}" for each in {*schema} ^ {*parquet.schema_arrow}}
+                    fix = f"List the files under `datasets`. Unlike: {', '.join(sorted(unlike))}."
+                    raise InputError("dataset", str(path), f"the schema of {files[0].name}", fix)
                 for batch in parquet.iter_batches(batch_size=rows):
                     yield batch.replace_schema_metadata(schema.metadata)
             except pa.ArrowInvalid as error:
