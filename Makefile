@@ -5,11 +5,16 @@ TORCH  ?= torch==2.13.0
 # TORCH=torch is the newest CUDA build on Linux; TORCH="torch --index-url URL" takes another index
 PIP    := $(VENV)/bin/pip
 PY     := $(VENV)/bin/python
+MODEL  := .cache/SmolLM2-135M-Instruct-from-Q4_1
 JOBS   ?= 2
+# how the tests are run, wherever they are; ARGS=tests/test_loss.py picks some
+SUITE  = -n $(JOBS) --dist worksteal $(ARGS)
+PYTHON311 ?= python3.11
+PYTHON313 ?= python3.13
 GPU_OUT ?= benchmarks/results
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo demo-imbalanced test test-slow lint types floors pytest install sanitize faults templates compat bench hub gpu gpu-head gpu-tests compile-table results package clean
+.PHONY: help demo demo-imbalanced test test-slow lint types floors pytest bits matrix install sanitize faults templates compat bench hub gpu gpu-head gpu-tests compile-table results package clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -20,7 +25,7 @@ demo: $(VENV)/.demo  ## train a real model on real feedback and show before and 
 demo-imbalanced: $(VENV)/.demo  ## the same with 90% of the desirable rows dropped
 	$(PY) examples/demo/run.py --imbalanced
 
-test: lint types floors pytest  ## lint, types, import floors, tests
+test: lint types floors pytest bits  ## lint, types, import floors, tests, and some again as other machines calculate
 
 lint: $(VENV)/.dev  ## ruff, code and format
 	$(VENV)/bin/ruff check
@@ -32,10 +37,19 @@ types: $(VENV)/.dev  ## mypy
 floors: $(VENV)/.dev  ## imports go down the floors only
 	$(VENV)/bin/lint-imports
 
-pytest: $(VENV)/.dev  ## the tests of 15 minutes or less
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -m "not slow" -n $(JOBS) --dist worksteal
+pytest: $(VENV)/.dev  ## the tests of 15 minutes or less; ARGS="..." goes to pytest
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -m "not slow" $(SUITE)
 
-test-slow: $(VENV)/.dev $(VENV)/.demo  ## the tests that take minutes each, one at a time
+bits: $(VENV)/.dev  ## the tests whose bits a machine could change, as other machines calculate (2 minutes)
+	PYTHONPATH=tests OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m matrix --rows numerics --log bits- \
+	  -- -m "bits and not slow" $(SUITE)
+
+matrix: $(VENV)/.dev  ## the tests as other machines and versions run them (hours); ROWS="oldest newest ..." picks
+	PYTHONPATH=tests OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m matrix --rows "$(ROWS)" --torch "$(TORCH)" \
+	  --python311 $(PYTHON311) --python313 $(PYTHON313) \
+	  --results $(if $(ARGS),build/matrix,benchmarks/results) -- -m "not slow" $(SUITE)
+
+test-slow: $(VENV)/.dev $(MODEL)  ## the tests that take minutes each, one at a time
 	HF_HUB_OFFLINE=1 $(PY) -m pytest -m slow
 
 install: $(VENV)/.dev  ## the development environment only
@@ -44,10 +58,10 @@ sanitize: $(VENV)/.dev  ## the native head's tests under AddressSanitizer and Un
 	FASTKTO_SANITIZE=1 $(PY) setup.py -q build --build-base build/sanitize
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 PYTHONPATH=$$(ls -d build/sanitize/lib*) \
-	  $(VENV)/bin/pytest tests/test_native.py
+	  $(VENV)/bin/pytest tests/head/test_native.py
 
 faults: $(VENV)/.dev  ## every fault and bad input: what was lost, and the message (minutes)
-	PYTHONPATH=tests OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m faults
+	PYTHONPATH=tests:tests/helpers OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m faults
 
 templates: $(VENV)/.dev  ## 16 conversations under every chat template that TRL ships: stock's ids, or refused by both
 	PYTHONPATH=tests:tests/helpers HF_HUB_OFFLINE=1 $(PY) -m conversations
@@ -55,7 +69,7 @@ templates: $(VENV)/.dev  ## 16 conversations under every chat template that TRL 
 compat: $(VENV)/.dev  ## one environment a host pin, each host's own test in it (slow); HOSTS="liger-0.8.5 ..." picks, SMOLLM2=FOLDER adds that model
 	$(PY) tests/compat/environments.py --at build/compat $(HOSTS)
 
-bench: $(VENV)/.dev $(VENV)/.demo  ## head, loss, step and growth beside the peers, after `make demo` (less than 10 minutes)
+bench: $(VENV)/.dev $(MODEL)  ## head, loss, step and growth beside the peers (less than 10 minutes)
 	HF_HUB_OFFLINE=1 $(PY) benchmarks/run.py
 
 hub: $(VENV)/.dev  ## stage the Triton kernels for the kernel Hub in build/hub
@@ -67,7 +81,7 @@ gpu-head:  ## results go to GPU_OUT
 	PYTHONPATH=.:kernels python3 benchmarks/head_gpu.py --seconds 240 --out $(GPU_OUT)
 
 gpu-tests:  ## in 8 processes where pytest-xdist is there: most of the time is the compiler's
-	PYTHONPATH=.:kernels:tests python3 -m pytest tests/gpu -q -p no:cacheprovider \
+	PYTHONPATH=.:kernels:tests:tests/helpers python3 -m pytest tests/gpu -q -p no:cacheprovider \
 	  $$(python3 -c 'import importlib.util as u; print("-n 8" * bool(u.find_spec("xdist")))')
 
 compile-table: $(VENV)/.dev  ## registers, spills and shared memory of every kernel on every architecture (minutes)
@@ -94,6 +108,9 @@ $(VENV)/.torch:
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) install --quiet --no-build-isolation -e '.[dev]'
 	touch $@
+
+$(MODEL): $(VENV)/.demo
+	$(PY) examples/demo/base_model.py
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	$(PIP) install --quiet --no-build-isolation -e '.[demo]'

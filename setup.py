@@ -12,7 +12,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 SOURCES = ["csrc/binding.cpp", "csrc/kernels_plain.cpp", "csrc/kernels_avx2.cpp", "csrc/kernels_avx512.cpp"]
-OTHERS = ["csrc/kernels.h", "csrc/kernels.inc", "csrc/fuzz.cpp"]
+OTHERS = ["csrc/kernels.h", "csrc/kernels.inc", "csrc/product.inc", "csrc/fuzz.cpp"]
 # The oldest torch whose stable ABI the binary needs: major, minor, patch, tag in the upper bytes.
 TORCH_TARGET = "0x020b000000000000"
 # Contraction to FMA is the one liberty taken; infinities and NaN keep their meaning.

@@ -25,8 +25,8 @@ from fastkto.bench.systems import SYSTEMS
 from fastkto.cli.plan import size
 from fastkto.config import KTOConfig
 from fastkto.errors import ProcessFailed
-from fastkto.memory import out_of_memory
-from fastkto.plan import Model, Search, process_bytes
+from fastkto.tools.plan import Model, Search, process_bytes
+from fastkto.training.faults.out_of_memory import out_of_memory
 
 FIRST = 256
 HALVINGS = 2

@@ -19,8 +19,7 @@ from typing import Any
 import torch
 
 from fastkto.bench.machine import machine
-from fastkto.head import token_logprobs
-from fastkto.kto import fused_linear_kto
+from fastkto.head import fused_linear_kto, token_logprobs
 
 SHAPES = ("1024,576,49152", "2048,2048,128256", "512,4096,151936")
 MATERIALISED_BYTES = 1 << 30  # of logits, above which the materialised contestants sit out

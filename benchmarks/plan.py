@@ -24,7 +24,7 @@ from fastkto.bench.case import Case
 from fastkto.bench.compare import measure
 from fastkto.bench.machine import machine
 from fastkto.config import KTOConfig
-from fastkto.plan import Model, peak_by_part, process_bytes, rows_of, total
+from fastkto.tools.plan import Model, peak_by_part, process_bytes, rows_of, total
 
 LENGTHS = (512, 1024, 2048)
 BATCH = 2

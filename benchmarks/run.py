@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "build" / "bench")
     runs = parser.parse_args().runs.resolve()
     if not DEMO_MODEL.is_dir():
-        sys.exit(f"the model of the step is {DEMO_MODEL}: make it with `make demo`")
+        sys.exit(f"the model of the step is {DEMO_MODEL}: make it with `make bench` or `make demo`")
     found: dict[str, float] = {}
     about = machine(here()["device"])
     folder = runs / about["date"].replace(":", "")

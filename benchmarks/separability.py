@@ -19,16 +19,16 @@ import torch
 from rows import ON_CPU, arguments, case_of, settings
 from transformers import TrainerCallback
 
+from fastkto.batch import PackingCollator
+from fastkto.batch.targets_and_kl import streams
 from fastkto.bench.machine import machine
 from fastkto.bench.systems import Setting
 from fastkto.bench.worker import peak_gib
 from fastkto.head import token_stats
-from fastkto.kto import kto_of_token_stats
-from fastkto.model import install_scorer
-from fastkto.packing import PackingCollator
-from fastkto.step import LossSettings, kto_step, row_logps
-from fastkto.streams import streams
-from fastkto.trunk import Forward, Scored, run
+from fastkto.head.fused_kto import kto_of_token_stats
+from fastkto.step.micro_step import LossSettings, kto_step, row_logps
+from fastkto.trunk.modules import install_scorer
+from fastkto.trunk.run import Forward, Scored, run
 
 SETTINGS = LossSettings(beta=0.001, desirable_weight=1.0, undesirable_weight=1.0, loss_type="kto")
 REFERENCE = -300.0  # nats of every row: a stand-in, so that only the policy is timed

@@ -169,6 +169,49 @@ void check_merge(const Kernels& k) {
   near(k, "merged total", total[1], total[0], 1e-3);
 }
 
+// A matrix in a heap block of exactly its size, by rows or by columns.
+struct Matrix {
+  int64_t rows, columns;
+  bool across = integer(0, 1);
+  std::unique_ptr<float[]> data{new float[rows * columns]};
+  Matrix(int64_t rows, int64_t columns) : rows(rows), columns(columns) {
+    for (int64_t i = 0; i < rows * columns; ++i) data[i] = normal(1.0f);
+  }
+  fastkto::Strided at(int64_t row) const {
+    const fastkto::Strided all{data.get(), across ? 1 : columns, across ? rows : 1};
+    return {all.at(row, 0), all.rows, all.columns};
+  }
+};
+
+// Against double, and each row again alone: to the bit.
+void check_product(const Kernels& k) {
+  const bool deep = integer(0, 9) == 0;
+  const int64_t rows = integer(1, deep ? 3 : 40), depth = integer(deep ? 200 : 0, deep ? 900 : 40), columns = integer(1, 90);
+  const int64_t stride = columns + integer(0, 2);
+  const Matrix a(rows, depth), b(depth, columns);
+  const bool add = integer(0, 1);
+  std::unique_ptr<float[]> c(new float[(rows - 1) * stride + columns]), panels(new float[fastkto::kPanels]);
+  for (int64_t i = 0; i < (rows - 1) * stride + columns; ++i) c[i] = normal(1.0f);
+  std::vector<float> before(c.get(), c.get() + (rows - 1) * stride + columns);
+  k.product({a.at(0), b.at(0), c.get(), stride, rows, columns, depth, add}, panels.get());
+  for (int64_t i = 0; i < rows; ++i) {
+    std::vector<float> alone(before.begin() + i * stride, before.begin() + i * stride + columns);
+    k.product({a.at(i), b.at(0), alone.data(), columns, 1, columns, depth, add}, panels.get());
+    for (int64_t j = 0; j < columns; ++j) {
+      double sum = add ? before[i * stride + j] : 0.0, size = std::abs(sum);
+      for (int64_t d = 0; d < depth; ++d) {
+        const double term = double(*a.at(0).at(i, d)) * *b.at(0).at(d, j);
+        sum += term;
+        size += std::abs(term);
+      }
+      near(k, "product", c[i * stride + j], sum, 2 * kEpsilon * size * std::sqrt(depth + 4.0));
+      near(k, "row of a product, alone", alone[j], c[i * stride + j], 0.0);
+    }
+    for (int64_t j = columns; i + 1 < rows && j < stride; ++j)
+      near(k, "behind a row", c[i * stride + j], before[i * stride + j], 0.0);
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -179,6 +222,7 @@ int main(int argc, char** argv) {
     check_exp(*tables[i], stride);
     for (int trial = 0; trial < 3000; ++trial) check_tile(*tables[i]);
     for (int trial = 0; trial < 1000; ++trial) check_merge(*tables[i]);
+    for (int trial = 0; trial < 1000; ++trial) check_product(*tables[i]);
   }
   const float x[] = {1.0f, 2.0f, 4.0f};
   const int64_t bounds[] = {5, 5, 6, 8};

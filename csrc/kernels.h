@@ -1,4 +1,4 @@
-// The passes over a tile of logits, on plain pointers: no torch here.
+// Matrix products and the passes over a tile of logits, on plain pointers: no torch here.
 // Legend: a tile is `rows` positions by `columns` of the vocabulary, float, rows `stride` apart.
 #pragma once
 
@@ -30,8 +30,30 @@ struct Partial {
   float total;  // of z, with entropy only
 };
 
+// Steps in floats from a row to the next and from a column to the next.
+struct Strided {
+  const float* data;
+  int64_t rows, columns;
+  const float* at(int64_t row, int64_t column) const { return data + row * rows + column * columns; }
+};
+
+// c[rows][columns] = a[rows][depth] @ b[depth][columns], or += with `add`; rows of c `stride` apart, its columns dense.
+struct Product {
+  Strided a, b;
+  float* c;
+  int64_t stride, rows, columns, depth;
+  bool add;
+};
+
+// What a product packs at once, for every instruction set: rows of a by depth, depth by columns of b. A depth that is
+// cut at multiples of kDepth adds up to the same bits as in one piece.
+constexpr int64_t kDepth = 256, kTall = 240, kBroad = 512;
+constexpr int64_t kPanels = (kTall + kBroad) * kDepth;
+
 struct Kernels {
   const char* name;
+  // `scratch` of kPanels floats. A row of c has the same bits whatever the other rows and the sizes are.
+  void (*product)(const Product& p, float* scratch);
   // Reads the tile; writes partials[rows] and, where the target lies in the tile, target_logits[row].
   void (*fold)(const Tile& tile, bool entropy, Partial* partials, double* target_logits);
   // Tile of products to the gradient with respect to them: grad * (onehot(target) - exp(z - lse)) * dz/dx.

@@ -5,6 +5,7 @@
 #if defined(__x86_64__)
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
@@ -16,10 +17,11 @@ namespace fastkto::avx2 {
 namespace {
 constexpr int kLanes = 8;
 #include "kernels.inc"
+#include "product.inc"
 }  // namespace
 
 extern const Kernels kernels;
-const Kernels kernels = {"avx2", fold, gradient, exp_of};
+const Kernels kernels = {"avx2", product, fold, gradient, exp_of};
 }  // namespace fastkto::avx2
 
 #if defined(__clang__)

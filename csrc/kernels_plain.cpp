@@ -4,14 +4,16 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 namespace fastkto::plain {
 namespace {
 constexpr int kLanes = 4;
 #include "kernels.inc"
+#include "product.inc"
 }  // namespace
 
-static const Kernels kernels = {"plain", fold, gradient, exp_of};
+static const Kernels kernels = {"plain", product, fold, gradient, exp_of};
 }  // namespace fastkto::plain
 
 namespace fastkto {

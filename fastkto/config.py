@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from transformers.utils import logging
 
 from fastkto.errors import InputError
-from fastkto.loss import LOSS_TYPES
+from fastkto.losses.kto import LOSS_TYPES
 
 logger = logging.get_logger(__name__)
 

@@ -5,7 +5,7 @@ import inspect
 
 import pytest
 import torch
-from training import config
+from tiny_trainer import config
 from transformers.utils import logging
 
 import fastkto

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import math
 import os
@@ -12,10 +13,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_faults import poison, spoiled
-from test_model import family
+from poison import poison, spoiled
+from stock_models import family
 from tiny import tiny_llama, tiny_tokenizer
-from training import rows, trainer
+from tiny_trainer import rows, trainer
 
 import fastkto
 
@@ -49,7 +50,9 @@ def offline(folder):
     return os.environ | OFFLINE | {"PATH": path, "HF_HOME": str(folder / "cache")}
 
 
-@pytest.mark.parametrize("pages", [("from_trl", "choosing", "metrics"), ("trl",)], ids=lambda pages: pages[0])
+@pytest.mark.parametrize(
+    "pages", [("from_trl", "choosing", "metrics"), ("trl",), ("data",)], ids=lambda pages: pages[0]
+)
 def test_commands_run_as_written(pages, tmp_path):
     tiny_llama().save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
@@ -117,7 +120,7 @@ def public_names():
 
 def test_the_api_page_lists_the_public_names():
     assert public_names()["fastkto"] == sorted(fastkto.__all__)
-    modules = (path.stem for path in (ROOT / "fastkto" / "integrations").glob("*.py"))
+    modules = (path.stem for path in (ROOT / "fastkto" / "integrations").iterdir())
     hosts = {f"fastkto.integrations.{name}" for name in modules if (DOCS / f"{name}.md").exists()}
     assert public_names().keys() - {"fastkto", "fastkto.errors"} == hosts
 
@@ -136,7 +139,8 @@ def test_the_version_is_the_packages_and_semantic():
 
 @pytest.mark.parametrize("module", [name for name in public_names() if name != "fastkto"])
 def test_public_names_of_submodules_are_defined_there_with_a_docstring(module):
-    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+    source = importlib.util.find_spec(module).origin
+    tree = ast.parse(Path(source).read_text(encoding="utf-8"))
     defined = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
     for name in set(public_names()[module]) - {"ValueError", "ImportError"}:
         if name in defined:  # the hosts of some are not installed here

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from tiny import tiny_llama, tiny_tokenizer
+from tiny_trainer import noisy, rows, trainer
 from tolerance import assert_close
-from training import noisy, rows, trainer
 
 from fastkto import engines
 from fastkto.errors import InputError
@@ -62,14 +62,14 @@ def test_the_reference_runs_for_a_rank_that_misses_it_and_keeps_what_is_cached(t
 
 
 def test_a_moving_reference_is_refused_where_weights_are_sharded(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastkto.trainer.shards", lambda accelerator: True)
+    monkeypatch.setattr("fastkto.training.trainer.shards", lambda accelerator: True)
     with pytest.raises(InputError, match="^sync_ref_model: got True, expected False with weights that are sharded"):
         trainer(tmp_path, sync_ref_model=True)
     assert not (tmp_path / "out").exists()
 
 
 def test_the_reference_of_a_policy_taken_apart_is_loaded_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastkto.loading.partitioned", lambda model: True)
+    monkeypatch.setattr("fastkto.training.loading.partitioned", lambda model: True)
     with pytest.raises(InputError, match="^ref_model: got None, expected a model: a policy taken apart by ZeRO-3"):
         trainer(tmp_path)
     tiny_llama().save_pretrained(tmp_path / "model")

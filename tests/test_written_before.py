@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import tiny_llama
-from training import steps, trainer
+from tiny_trainer import steps, trainer
 
 from fastkto.config import KTOConfig
 from fastkto.errors import InputError

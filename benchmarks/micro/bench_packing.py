@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fastkto.packing import PackingCollator
-from fastkto.padding import PaddingCollator
+from fastkto.batch import PackingCollator, PaddingCollator
 
 LENGTHS = Path(__file__).parents[1] / "lengths.json"
 

@@ -69,3 +69,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     model.generation_config = packed.generation_config
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    print(smollm2())

@@ -27,7 +27,7 @@ from tables import print_result
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 import fastkto
-from fastkto.report import report
+from fastkto.tools.report import report
 
 ROOT = HERE.parents[1]
 RECIPE = {

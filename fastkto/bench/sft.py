@@ -10,11 +10,11 @@ import torch
 from torch.autograd.function import once_differentiable
 from transformers import Trainer
 
-from fastkto.backends import choose
-from fastkto.backends.base import Wanted
-from fastkto.head import prepare
-from fastkto.trainer import KTOTrainer
-from fastkto.trunk import Scored, run
+from fastkto.head.backends import choose
+from fastkto.head.backends.base import Wanted
+from fastkto.head.logprobs import prepare
+from fastkto.training import KTOTrainer
+from fastkto.trunk.run import Scored, run
 
 
 class SFTTrainer(KTOTrainer):

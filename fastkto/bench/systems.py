@@ -12,8 +12,8 @@ from fastkto.bench.case import Case
 from fastkto.bench.sft import SFTTrainer
 from fastkto.config import KTOConfig
 from fastkto.errors import require
-from fastkto.prepare import prepare
-from fastkto.trainer import KTOTrainer
+from fastkto.training import KTOTrainer
+from fastkto.training.prepare import prepare
 
 
 class Setting:

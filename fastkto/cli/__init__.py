@@ -1,4 +1,20 @@
-"""The command line: `fastkto COMMAND ...`. A command's module is imported when the command is run."""
+"""The command line: `fastkto COMMAND ...`. A command's module is imported when the command is run.
+
+In: `sys.argv`. Out: text on stdout, errors on stderr, and the exit code (`main`).
+
+    train     `fastkto train`: YAML and flags to a trainer, then to a saved model
+    data      `fastkto data`, on `tools/preview`
+    plan      `fastkto plan`, on `tools/plan`
+    bench     `fastkto bench`, on `bench/`
+    doctor    `fastkto doctor`: versions, devices, backends, `tools/selfcheck`
+    merge     `fastkto merge`, on `tools/merge`
+    report    `fastkto report`, on `tools/report`
+    failures  which exceptions become one line for the user, and which are bugs that keep their traceback
+    options/  flags, YAML, and the models, data and adapters that they name
+
+A command is a module here with `run(argv)`, and an entry in `COMMANDS`. A setting of the training is a field of
+`config.py`: its flag follows from that.
+"""
 
 import importlib
 import os
@@ -7,7 +23,7 @@ from collections.abc import Sequence
 
 from fastkto import __version__
 from fastkto.cli.failures import explain
-from fastkto.cli.strict import UsageError, nearest
+from fastkto.cli.options.strict import UsageError, nearest
 
 COMMANDS = {
     "train": "train a model from a YAML file, flags, or both",

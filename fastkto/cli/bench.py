@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastkto.cli.strict import StrictParser
+from fastkto.cli.options.strict import StrictParser
 
 if TYPE_CHECKING:
     from fastkto.bench.case import Case
@@ -24,8 +24,8 @@ def run(argv: Sequence[str]) -> int:
     from fastkto.bench.compare import measure, summary
     from fastkto.bench.machine import here, machine
     from fastkto.bench.systems import SYSTEMS
-    from fastkto.cli.models import model_source
     from fastkto.disk import writing
+    from fastkto.training.loading import model_source
 
     options = _parser(tuple(SYSTEMS)).parse_all(argv)
     case = Case.of_full_length(

@@ -4,15 +4,25 @@ import argparse
 import copy
 from collections.abc import Sequence
 from dataclasses import fields, make_dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 USAGE = "fastkto data FILE_OR_ID --model FOLDER_OR_ID [--FIELD VALUE ...]"
 DESCRIPTION = """Read, tokenise and pair the rows as `fastkto train` would with the same options, and print three of
-them with the scored tokens marked, which column means what, label counts, lengths, and what is dropped, cut or doubled.
-Of rows that cannot be trained on every kind is counted, and the exit code is 0 only if the data trains. Nothing is
-trained or written."""
+them with the scored tokens marked, which column means what, label counts, lengths, and what is left out, cut or
+doubled. Rows that cannot be trained on are counted by kind, and the exit code is 0 only if the data trains. Nothing is
+trained, and nothing written but the page that --html asks for, to send to whoever collected the thumbs."""
 
-FROM_DATA = ("dataset_config", "dataset_train_split", "dataset_streaming", "chat_template")
+FROM_DATA = (
+    "dataset_config",
+    "dataset_train_split",
+    "dataset_streaming",
+    "chat_template",
+    "test_split_size",
+    "one_per_prompt",
+    "frac_unique_desirable",
+    "frac_unique_undesirable",
+)
 FROM_CONFIG = (
     "max_length",
     "per_device_train_batch_size",
@@ -29,12 +39,16 @@ FROM_CONFIG = (
 
 def run(argv: Sequence[str]) -> int:
     """Print the preview; the errors are those that training would give."""
-    from fastkto.cli.arguments import DataArguments, ModelArguments
-    from fastkto.cli.models import load_tokenizer, model_source
-    from fastkto.cli.parsing import DataclassParser, build
+    from fastkto.cli.options.arguments import DataArguments, ModelArguments
+    from fastkto.cli.options.models import load_tokenizer
+    from fastkto.cli.options.parsing import DataclassParser, build
     from fastkto.config import KTOConfig
-    from fastkto.preview import Untrainable, preview, render
+    from fastkto.disk import writing
     from fastkto.rows import RowOptions, read_rows
+    from fastkto.rows.selection import Selection, select
+    from fastkto.tools.preview import Untrainable, preview, render
+    from fastkto.tools.preview_page import page
+    from fastkto.training.loading import model_source
 
     classes = (
         _some(DataArguments, *FROM_DATA),
@@ -45,7 +59,9 @@ def run(argv: Sequence[str]) -> int:
     parser = DataclassParser(*classes, prog="fastkto data", usage=USAGE, description=DESCRIPTION)
     parser.add_argument("source", metavar="FILE_OR_ID", help="data file, folder or Hub id")
     parser.add_argument("--model", required=True, default=argparse.SUPPRESS, help="folder or Hub id of the model")
+    parser.add_argument("--html", metavar="FILE", help="write the preview as one page, faults first")
     values = parser.read(argv)
+    chosen = build(Selection, values)
     config = KTOConfig(bf16=False, **{name: values[name] for name in FROM_CONFIG})
     name = model_source(values["model"], "model")
     tokenizer = load_tokenizer(name, values["chat_template"], values["model_revision"], config.trust_remote_code)
@@ -68,11 +84,15 @@ def run(argv: Sequence[str]) -> int:
             strategy=config.train_sampling_strategy,
             seed=config.seed if config.data_seed is None else config.data_seed,
             num_proc=config.dataset_num_proc,
+            choose=lambda rows: select(rows, chosen, config.seed),
         )
     except Untrainable as error:
         print("\n".join(error.summary.lines()))
         raise
     print(render(shown))
+    if values["html"] is not None:
+        with writing("html", values["html"], "the page"):
+            Path(values["html"]).write_text(page(shown, Path(values["source"]).name), encoding="utf-8")
     return 0
 
 

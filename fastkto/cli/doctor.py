@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import fastkto
-from fastkto.cli.strict import StrictParser
+from fastkto.cli.options.strict import StrictParser
 
 PACKAGES = ("torch", "triton", "transformers", "accelerate", "datasets", "peft", "bitsandbytes", "flash-attn", "trl")
 
@@ -29,10 +29,10 @@ def examine(*, with_progress: bool) -> dict[str, Any]:
     """All findings; with progress each is printed as it is made."""
     import torch
 
-    from fastkto.cli.selfcheck import self_check
+    from fastkto.tools.selfcheck import self_check
 
     show = print if with_progress else lambda *_: None
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     found: dict[str, Any] = {"versions": versions(), "device": describe_device(device), "backends": backends(device)}
     for name, version in found["versions"].items():
         show(f"{name:<14}{version or 'not installed'}")
@@ -69,15 +69,17 @@ def describe_device(device: Any) -> dict[str, str]:
     """The device that training uses, and the precision that `KTOConfig` chooses on it."""
     import torch
 
-    from fastkto import varlen
-    from fastkto.cli.selfcheck import usable_dtypes
     from fastkto.config import KTOConfig
+    from fastkto.tools.selfcheck import usable_dtypes
+    from fastkto.trunk import varlen
 
     if device.type == "cuda":
         each = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         names = "; ".join(f"{p.name}, sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB" for p in each)
     elif device.type == "cpu":
         names = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+        if torch.version.cuda is not None:
+            names += f"; torch is built for CUDA {torch.version.cuda} and finds no GPU or no driver for it"
     else:
         names = str(torch.accelerator.device_count())
     autocast = KTOConfig(output_dir=None).bf16
@@ -94,7 +96,7 @@ def describe_device(device: Any) -> dict[str, str]:
 
 def backends(device: Any) -> list[dict[str, Any]]:
     """Each backend of the head: whether "auto" takes it on this device, and why or why not."""
-    from fastkto.backends import BACKENDS, choose
+    from fastkto.head.backends import BACKENDS, choose
 
     chosen, found = choose("auto", device).name, []
     for name, backend in BACKENDS.items():

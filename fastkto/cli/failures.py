@@ -5,7 +5,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import fastkto
-from fastkto.cli.strict import UsageError
+from fastkto.cli.options.strict import UsageError
 from fastkto.errors import InputError, MissingExtra, ProcessFailed
 
 PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "remote process exited", "Socket closed")

@@ -5,13 +5,13 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastkto.cli.yaml_config import read_config
+from fastkto.cli.options.yaml_config import read_config
 from fastkto.errors import InputError
 
 if TYPE_CHECKING:
-    from fastkto.cli.arguments import LaunchArguments
+    from fastkto.cli.options.arguments import LaunchArguments
     from fastkto.config import KTOConfig
-    from fastkto.plan import Model
+    from fastkto.tools.plan import Model
 
 USAGE = "fastkto plan [config.yaml] --memory SIZE [--FIELD VALUE ...]"
 DESCRIPTION = """The peak memory of a training step by part, and the longest max_length and the largest batch that fit.
@@ -25,12 +25,12 @@ GIB = 2**30
 
 def run(argv: Sequence[str]) -> int:
     """Print the parts and what fits; 1 where the step as it is configured does not fit."""
-    from fastkto.cli.arguments import DataArguments, LaunchArguments, ModelArguments
-    from fastkto.cli.parsing import DataclassParser, build
+    from fastkto.cli.options.arguments import DataArguments, LaunchArguments, ModelArguments
+    from fastkto.cli.options.parsing import DataclassParser, build
     from fastkto.cli.train import split_config
     from fastkto.config import KTOConfig
-    from fastkto.plan import LONGEST, MOST_ROWS, Search, process_bytes, total
     from fastkto.rows import RowOptions
+    from fastkto.tools.plan import LONGEST, MOST_ROWS, Search, process_bytes, total
 
     path, flags = split_config(list(argv))
     settings = {} if path is None else read_config(path)
@@ -77,9 +77,10 @@ def model_of(arguments: Any, config: "KTOConfig") -> "Model":
     import torch
     from transformers import AutoConfig
 
-    from fastkto.cli.models import model_init_kwargs, model_source
-    from fastkto.cli.peft_options import peft_config
-    from fastkto.plan import Model
+    from fastkto.cli.options.models import model_init_kwargs
+    from fastkto.cli.options.peft_options import peft_config
+    from fastkto.tools.plan import Model
+    from fastkto.training.loading import model_source
 
     quantised = next((name for name in ("load_in_8bit", "load_in_4bit") if getattr(arguments, name)), None)
     if quantised is not None:

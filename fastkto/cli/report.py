@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fastkto.cli.strict import StrictParser
+from fastkto.cli.options.strict import StrictParser
 
 
 def run(argv: Sequence[str]) -> int:
@@ -11,7 +11,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("run_dir", metavar="RUN_DIR", help="output directory of a training run")
     arguments = parser.parse_all(argv)
 
-    from fastkto.report import report
+    from fastkto.tools.report import report
 
     print(report(arguments.run_dir))
     return 0

@@ -1,18 +1,20 @@
 """`fastkto train`: a YAML file and flags to a trained model."""
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fastkto.cli.yaml_config import read_config
+from fastkto.cli.options.yaml_config import read_config
 from fastkto.errors import InputError
 
 if TYPE_CHECKING:
-    from fastkto.cli.arguments import DataArguments, ModelArguments
+    from fastkto.cli.options.arguments import DataArguments, ModelArguments
     from fastkto.config import KTOConfig
     from fastkto.rows import RowOptions
-    from fastkto.trainer import KTOTrainer
+    from fastkto.training import KTOTrainer
 
+logger = logging.getLogger(__name__)
 USAGE = "fastkto train [config.yaml] [--FIELD VALUE ...]"
 DESCRIPTION = """Train a language model with KTO. The YAML file, first or after --config, holds `field: value` lines; a
 flag overrides its line. Files written for `trl kto --config` are read as they are."""
@@ -27,9 +29,9 @@ def run(argv: Sequence[str]) -> int:
             raise InputError(env.where, env.value, "a mapping of environment variables", "Write `NAME: value` lines.")
         os.environ.update({str(name): str(value) for name, value in env.value.items()})
 
-    from fastkto.cli.arguments import DataArguments, LaunchArguments, ModelArguments
-    from fastkto.cli.launch import launch
-    from fastkto.cli.parsing import DataclassParser, build
+    from fastkto.cli.options.arguments import DataArguments, LaunchArguments, ModelArguments
+    from fastkto.cli.options.launch import launch
+    from fastkto.cli.options.parsing import DataclassParser, build
     from fastkto.config import KTOConfig
     from fastkto.rows import RowOptions
 
@@ -47,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
 
 def split_config(argv: list[str]) -> tuple[str | None, list[str]]:
     """The YAML file, given first or as --config, and the flags."""
-    from fastkto.cli.strict import StrictParser, UsageError
+    from fastkto.cli.options.strict import StrictParser, UsageError
 
     path = argv.pop(0) if argv and not argv[0].startswith("-") else None
     config = StrictParser(prog="fastkto train", usage=USAGE, add_help=False)
@@ -60,11 +62,13 @@ def split_config(argv: list[str]) -> tuple[str | None, list[str]]:
 
 def set_up(data: "DataArguments", options: "RowOptions", model: "ModelArguments", config: "KTOConfig") -> "KTOTrainer":
     """The trainer, from arguments that have been found usable in this order; nothing is written before."""
-    from fastkto.cli.mixture import read_splits
-    from fastkto.cli.models import load_tokenizer, model_init_kwargs, model_source
-    from fastkto.cli.peft_options import peft_config, quantization_config
+    from fastkto.cli.options.mixture import read_splits, selection
+    from fastkto.cli.options.models import load_tokenizer, model_init_kwargs
+    from fastkto.cli.options.peft_options import peft_config, quantization_config
     from fastkto.disk import check_writable
-    from fastkto.trainer import KTOTrainer
+    from fastkto.rows.selection import select
+    from fastkto.training import KTOTrainer
+    from fastkto.training.loading import model_source
 
     name = model_source(model.model_name_or_path)
     if config.should_save:
@@ -79,12 +83,16 @@ def set_up(data: "DataArguments", options: "RowOptions", model: "ModelArguments"
     }
     adapter, quantization = peft_config(model), quantization_config(model)
     tokenizer = load_tokenizer(name, data.chat_template, model.model_revision, config.trust_remote_code)
-    train_rows, eval_rows = read_splits(data, options, evaluate=config.eval_strategy != "no", seed=config.seed)
+    evaluate = config.eval_strategy != "no"
+    train_rows, eval_rows = read_splits(data, options, evaluate=evaluate)
+    selected = select(train_rows, selection(data), config.seed)
+    for line in selected.lines:
+        logger.warning("%s", line)
     return KTOTrainer(
         model=name,
         args=config,
-        train_dataset=train_rows,
-        eval_dataset=eval_rows,
+        train_dataset=selected.train,
+        eval_dataset=selected.test if evaluate and eval_rows is None else eval_rows,
         processing_class=tokenizer,
         quantization_config=quantization,
         peft_config=adapter,
@@ -96,8 +104,6 @@ def train(trainer: "KTOTrainer") -> None:
     from fastkto.disk import writing
 
     config = trainer.args
-    if trainer.data_summary is not None:
-        trainer.accelerator.print("\n".join(trainer.data_summary.lines()))
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     with writing("output_dir", config.output_dir or ".", "the trained model"):
         trainer.save_model(config.output_dir)
@@ -110,7 +116,7 @@ def train(trainer: "KTOTrainer") -> None:
 
 def checkpoint(config: "KTOConfig") -> str | None:
     """The folder to resume from; `true` means the newest checkpoint in the output directory."""
-    from fastkto.checkpoints import checkpoint_folder
+    from fastkto.training.faults.checkpoints import checkpoint_folder
 
     words = {"false": None, "no": None, "none": None, "true": True, "yes": True}
     asked = str(config.resume_from_checkpoint)

@@ -10,10 +10,9 @@ import torch
 from torch import nn
 
 from fastkto.errors import InputError
-from fastkto.head import token_logprobs
+from fastkto.head import fused_linear_kto, token_logprobs
 from fastkto.integrations.logit_sums import logit_sums
-from fastkto.kto import fused_linear_kto
-from fastkto.loss import kto_loss
+from fastkto.losses.kto import kto_loss
 
 Sums = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastkto.errors import InputError
-from fastkto.head import IGNORE_INDEX
+from fastkto.head.logprobs import IGNORE_INDEX
 from fastkto.integrations.padded import padded_scorer, teach
 from fastkto.integrations.versions import require_parameters, require_version
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastkto.head import IGNORE_INDEX, TokenStats, module_token_stats, token_logprobs, token_stats
+from fastkto.head.logprobs import IGNORE_INDEX, TokenStats, module_token_stats, token_logprobs, token_stats
 from fastkto.integrations.logit_sums import logit_sums
-from fastkto.model import Head, Scorer, check_head, install_scorer, unwrap_peft
+from fastkto.trunk.modules import Head, Scorer, check_head, install_scorer, unwrap_peft
 
 
 class PaddedScores(NamedTuple):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from fastkto.errors import InputError
 from fastkto.integrations.padded import padded_scorer, teach
 from fastkto.integrations.versions import require_parameters, require_version
-from fastkto.model import Head
+from fastkto.trunk.modules import Head
 
 _NAME = "fastkto.integrations.swift"
 

@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastkto.errors import InputError, require
-from fastkto.rows.encoding import common_prefix, encode_row, prompt_key, read_chat_template, tokenize_row
 from fastkto.rows.files.cells import table_rows
 from fastkto.rows.files.fingerprint import code_digest
 from fastkto.rows.labels import LabelReader, warn_once
 from fastkto.rows.shapes.faults import NO_TOKEN, Fault, Unusable, count_faults, with_all
 from fastkto.rows.shapes.looking import as_written, column_names
 from fastkto.rows.shapes.summary import TOO_LONG, TokenReport, repeated
+from fastkto.rows.templates.encoding import common_prefix, encode_row, prompt_key, read_chat_template, tokenize_row
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from transformers import PreTrainedTokenizerBase
 
 CODE = code_digest(
-    "fastkto.rows.encoding",
+    "fastkto.rows.templates.encoding",
     "fastkto.rows.files.cells",
     "fastkto.rows.shapes.messages",
     "fastkto.rows.templates.long_text",

@@ -7,8 +7,8 @@ from collections import Counter
 
 import torch
 from tiny import tiny_llama, tiny_tokenizer
+from tiny_trainer import rows
 from tolerance import assert_within
-from training import rows
 
 STEPS = 6
 RELATIVE = 1e-4

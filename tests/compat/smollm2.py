@@ -19,7 +19,7 @@ import smollm2_hosts as hosts
 import torch
 import transformers
 
-from fastkto.backends import BACKENDS
+from fastkto.head.backends import BACKENDS
 
 ROWS = Path(__file__).parents[2] / "examples/demo/train.jsonl"
 RELATIVE = 1e-3

@@ -5,7 +5,7 @@ from families import family
 from hosts import STEPS, Calls, compare, sft
 from trl_runs import LORA, build, build_lora, only_ours, only_theirs, ours, trl, watch
 
-from fastkto.integrations import trl_rows
+from fastkto.integrations.trl import rows as trl_rows
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_kto_equals_the_host(case, tmp_path, calls):
 
 
 def test_padded_batches_equal_the_host_too(tmp_path, calls, monkeypatch):
-    monkeypatch.setattr("fastkto.batching.why_not_packed", lambda *args, **kwargs: "this test says so")
+    monkeypatch.setattr("fastkto.training.batching.why_not_packed", lambda *args, **kwargs: "this test says so")
     trainer, host = build(ours, tmp_path), build(trl, tmp_path)
     calls.since()
     trainer.train()

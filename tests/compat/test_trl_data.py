@@ -8,12 +8,13 @@ import pytest
 import torch
 from hosts import STEPS, Calls, compare, policy_and_reference
 from tiny import tiny_tokenizer
+from tiny_trainer import rows
 from tolerance import assert_close
-from training import rows
 from trl_runs import build, build_lora, config, host_ran, only_ours, ours, trl, watch
 
 from fastkto.config import KTOConfig
 from fastkto.errors import InputError
+from fastkto.integrations.trl import patch_trl_head
 
 
 @pytest.fixture
@@ -175,4 +176,4 @@ def test_refuses_an_unknown_version(found, monkeypatch):
     with pytest.raises(InputError, match=f"version of trl: got '{re.escape(found)}', expected {known}"):
         importlib.reload(ours)
     with pytest.raises(InputError, match="version of trl"):
-        ours.patch_trl_head()
+        patch_trl_head()

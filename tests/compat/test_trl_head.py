@@ -6,12 +6,12 @@ import pytest
 import torch
 from hosts import STEPS, Calls, compare, sft
 from tiny import tiny_llama, tiny_tokenizer
+from tiny_trainer import rows
 from tolerance import assert_close
-from training import rows
 
 from fastkto.errors import InputError
-from fastkto.integrations import trl_head
-from fastkto.integrations.trl_head import TRLHead, patch_trl_head
+from fastkto.integrations.trl import head as trl_head
+from fastkto.integrations.trl.head import TRLHead, patch_trl_head
 
 trl = pytest.importorskip("trl", reason="the test extra brings TRL, the host")
 if trl.__version__ not in trl_head.KNOWN:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from hosts import compare
-from training import rows
+from tiny_trainer import rows
 from trl_runs import build, ours, trl
 
 LIBRARIES = {"ours": ours, "host": trl}
@@ -32,7 +32,8 @@ def logs(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     here = Path(__file__).parent
-    path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    folders = here, here.parent, here.parent / "helpers", os.environ.get("PYTHONPATH", "")
+    path = os.pathsep.join(map(str, folders))
     environment = {**os.environ, "PYTHONPATH": path, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = [
         subprocess.Popen(

@@ -5,9 +5,9 @@ import importlib
 import torch
 from hosts import STEPS, policy_and_reference, sft
 from tiny import tiny_llama, tiny_tokenizer
-from training import rows
+from tiny_trainer import rows
 
-import fastkto.integrations.trl as ours
+from fastkto.integrations.trl import trainer as ours
 
 trl = importlib.import_module("trl")
 peft = importlib.import_module("peft")
@@ -78,9 +78,9 @@ def watch(calls):
     else:
         calls.count(importlib.import_module("trl.trainer.kto_trainer"), HEAD)
     calls.count(trl.KTOTrainer, *METHODS)
-    calls.count(importlib.import_module("fastkto.trunk"), "packed_forward", "_run_padded")
-    calls.count(importlib.import_module("fastkto.step"), "fused_linear_kto", "module_token_stats")
-    calls.count(importlib.import_module("fastkto.reference"), "row_logps")
+    calls.count(importlib.import_module("fastkto.trunk.run"), "packed_forward", "_run_padded")
+    calls.count(importlib.import_module("fastkto.step.micro_step"), "fused_linear_kto", "module_token_stats")
+    calls.count(importlib.import_module("fastkto.step.reference"), "row_logps")
     calls.count(ours, "kto_step")
     return calls
 

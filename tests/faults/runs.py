@@ -159,7 +159,7 @@ def stopped_by(folders: Folders, hook: str) -> tuple[str, str]:
     """The command line with a hook on the policy that acts from step 2 on."""
     import torch
 
-    from fastkto.trainer import KTOTrainer
+    from fastkto.training import KTOTrainer
 
     stock = KTOTrainer.training_step
 
@@ -205,7 +205,7 @@ def other_cache(*flags: str) -> tuple[str, str]:
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
     settings(precompute_ref_log_probs="true", ref_cache_dir="earlier", max_steps=1)
-    logger = logging.getLogger("fastkto.logp_cache")
+    logger = logging.getLogger("fastkto.step.logp_cache")
     logger.addHandler(handler)
     stock = logging.disable
     try:

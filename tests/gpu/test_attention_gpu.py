@@ -5,9 +5,9 @@ import torch
 from tiny import layout_of
 from tolerance import assert_close
 
-from fastkto import segments, varlen
-from fastkto.layout import Layout
-from fastkto.segments import Scores
+from fastkto.batch import Layout
+from fastkto.trunk import segments, varlen
+from fastkto.trunk.segments import Scores
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 DEVICE, WIDTH, HEADS = "cuda", 64, 4

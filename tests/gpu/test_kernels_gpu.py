@@ -12,10 +12,8 @@ import torch
 from fastkto_kernels.inputs import SLAB_BYTES
 from tolerance import assert_close
 
-from fastkto import oracle
-from fastkto.head import token_logprobs
-from fastkto.kto import fused_linear_kto
-from fastkto.metrics import step_sums
+from fastkto.head import fused_linear_kto, oracle, token_logprobs
+from fastkto.step.metrics import step_sums
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 OPTIONS = list(itertools.product((False, True), (None, 5.0), (1.0, 0.25)))

@@ -5,11 +5,11 @@ import torch
 from tiny import tiny_llama
 from tolerance import assert_within
 
-from fastkto import varlen
-from fastkto.plan import Model, peak_by_part, total
+from fastkto.tools.plan import Model, peak_by_part, total
+from fastkto.trunk import varlen
 
 datasets = pytest.importorskip("datasets", reason="the trainer needs datasets, which a bare GPU machine may lack")
-from training import trainer  # noqa: E402
+from tiny_trainer import trainer  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 DEVICE = "cuda"

@@ -9,7 +9,7 @@ from fastkto_kernels import head as head_module
 from fastkto_kernels import inputs, matmul
 from tolerance import assert_close
 
-from fastkto import oracle
+from fastkto.head import oracle
 
 ROUTES = [
     ("fused", torch.float32),

@@ -5,8 +5,8 @@ import pytest
 import torch
 from tolerance import assert_close
 
-from fastkto import oracle
-from fastkto.loss import kto_loss, logp_gradients, row_weights
+from fastkto.head import oracle
+from fastkto.losses.kto import kto_loss, logp_gradients, row_weights
 
 WEIGHTS = {"desirable_weight": 1.7, "undesirable_weight": 0.6}
 

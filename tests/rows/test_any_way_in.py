@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from stock import answer, call, chat_ids, right, template, text_ids, trained, user
 from tiny import tiny_tokenizer
 
-from fastkto.cli.arguments import DataArguments
-from fastkto.cli.mixture import read_splits
+from fastkto.cli.options.arguments import DataArguments
+from fastkto.cli.options.mixture import read_splits
 from fastkto.rows import RowOptions, read_rows
 
 PLAIN, CHAT = tiny_tokenizer(chat=False), tiny_tokenizer()
@@ -61,7 +61,7 @@ def check(rows, flat, tokenizer, expected):
                 assert trained(read_rows(path, streaming=streaming), tokenizer) == expected, (path.name, streaming)
         for streaming in (False, True):
             data = DataArguments(datasets=[{"path": str(path)} for path in paths], streaming=streaming)
-            mixture, _ = read_splits(data, RowOptions(), evaluate=False, seed=0)
+            mixture, _ = read_splits(data, RowOptions(), evaluate=False)
             mixture = pickle.loads(pickle.dumps(mixture)) if streaming else mixture  # as a data loader's process has it
             assert trained(mixture, tokenizer) == sorted(expected * len(paths))
 

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastkto.errors import InputError
+from fastkto.rows.readers import hint
 
 if TYPE_CHECKING:
     from fastkto.rows.normalise import RowOptions
 
 CARRIED = ("tools", "chat_template_kwargs", "truncated")
 PICTURES = ("images", "image")
+COUNTED = "source"
+"""Where a row comes from: nothing is trained on it, and `fastkto data` counts by it."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def decide(columns: Sequence[str], filled: Callable[[str], bool], options: "RowO
     used = {head(path, columns) for path in (chosen.prompt, chosen.completion, chosen.label, chosen.messages) if path}
     used |= {"chosen", "rejected"} if chosen.shape == "paired" else set()
     carried = tuple(column for column in CARRIED if column in columns and column not in used)
-    unused = tuple(column for column in present if column not in used and column not in carried)
+    unused = tuple(column for column in present if column not in (*used, *carried, COUNTED))
     return Columns(chosen.shape, chosen.prompt, chosen.completion, chosen.label, chosen.messages, carried, unused)
 
 
@@ -98,7 +101,7 @@ def _shape(columns: Sequence[str], present: list[str], options: "RowOptions", wh
         where,
         list(columns),
         f"{prompt or 'prompt'} + completion + {label or 'label'}, chosen + rejected, or messages + {label or 'label'}",
-        "Name yours with --prompt_column, --completion_column and --label_column.",
+        f"Name yours with --prompt_column, --completion_column and --label_column.{hint(columns)}",
     )
 
 

@@ -64,12 +64,17 @@ def with_all(first: InputError, faults: Sequence[Fault]) -> InputError:
 
 @dataclass(frozen=True)
 class ReadReport:
-    """How a source was read: the meaning of its columns in words, how many rows it has, and those at fault."""
+    """How a source was read: the meaning of its columns in words, how many rows it has, and those at fault.
+
+    `reader` took its records, where one did, and what it left out is in `left_out`, a line a kind.
+    """
 
     name: str
     columns: str
     source: int
     faults: tuple[Fault, ...]
+    reader: str | None = None
+    left_out: tuple[str, ...] = ()
 
 
 def report_text(report: ReadReport) -> str:
@@ -81,4 +86,4 @@ def report_from(text: str) -> ReadReport:
     """The report that `report_text` wrote."""
     values = json.loads(text)
     faults = tuple(Fault(**fault | {"first": tuple(fault["first"])}) for fault in values.pop("faults"))
-    return ReadReport(**values, faults=faults)
+    return ReadReport(**values | {"left_out": tuple(values["left_out"])}, faults=faults)

@@ -33,7 +33,8 @@ def join(parts: Sequence[Any]) -> Any:
     features = datasets.Features({name: kind for part in parts for name, kind in part.features.items()})
     starts = [0]
     for part in parts:
-        starts.append(starts[-1] + sum(report.source for report in reports_of(part)))
+        counted = sum(report.source for report in reports_of(part))
+        starts.append(starts[-1] + max(counted, 1 + max(part["conversation"][:], default=-1)))
     return datasets.concatenate_datasets(
         [_shift(part, start, features) for part, start in zip(parts, starts, strict=False)]
     )

@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any
 
 from fastkto.errors import InputError, require
-from fastkto.rows.files.cells import reader
+from fastkto.rows.files.cells import reader, table_rows
 from fastkto.rows.shapes.faults import ReadReport, report_from, report_text
 from fastkto.rows.shapes.messages import holds
 
@@ -71,6 +71,16 @@ def reports_of(dataset: Any) -> list[ReadReport]:
     """How the rows of a normalised dataset were read: a report for each source that was joined in it."""
     parts = (dataset.info.description or "").split("\n\n")
     return [report_from(part.removeprefix(MARK)) for part in parts if part.startswith(MARK)]
+
+
+def rows_as_written(dataset: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a dataset that is not streamed, as they were written or as its transform makes them."""
+    dataset = shown(dataset)
+    if is_transformed(dataset):
+        yield from dataset
+        return
+    for table in dataset.with_format("arrow").iter(batch_size=1000):
+        yield from table_rows(table, dataset.features)
 
 
 def as_written(dataset: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:

@@ -55,7 +55,7 @@ class Summary:
         rows = self.desirable + self.undesirable
         counts = f"{self.desirable} desirable, {self.undesirable} undesirable; {self.prompts} prompts"
         return [
-            *(f"{report.name}: {report.columns}" for report in self.sources),
+            *(f"{report.name}: {line}" for report in self.sources for line in _reading(report)),
             f"{self.name}: {rows} rows to train on, {counts}",
             *(f"{self.name}: {line}" for line in self.fault_lines()),
         ]
@@ -70,6 +70,12 @@ def summary_of(dataset: Any, report: TokenReport, dataset_name: str) -> Summary:
     sources = tuple(reports_of(dataset))
     faults = (*(fault for source in sources for fault in source.faults), *report.faults)
     return Summary(dataset_name, sources, report.desirable, report.kept - report.desirable, report.prompts, faults)
+
+
+def _reading(report: ReadReport) -> list[str]:
+    """How a source was read: the reader and what it left out, and the meaning of the columns."""
+    read = [f"read as {report.reader}"] if report.reader else []
+    return [*read, *(f"left out by the reader: {line}" for line in report.left_out), report.columns]
 
 
 def repeated(row_ids: Sequence[int], pairs: Sequence[int], labels: Sequence[bool]) -> tuple[Fault, ...]:

@@ -1,0 +1,45 @@
+"""Backends of the LM head, and the choice between them. Only here are kernels and native code imported.
+
+In: a `HeadInputs`, the arguments after all checks. Out: log-probs, statistics, gradients, the terms of the loss.
+
+    base        the `Backend` protocol and the types that go in and come out; start here for a new backend
+    tiles       plain torch, any device: a tile of logits is made, folded and forgotten
+    products    the matrix products of tiles, of one shape, so that a position's bits depend on that position alone
+    native      the CPU: tiles sized by its caches, and float64 by way of tiles
+    native_ops  the calls of `csrc/` that native makes
+    triton      the GPU: the calls of `kernels/fastkto_kernels`
+    loss_terms  the loss on both sides of z0, in torch; triton has a kernel for each
+    blocks      runs of whole rows that fit into a budget (the `block_bytes` of tiles and triton)
+
+`choose` takes the first of `BACKENDS` that serves the device. What is asked for by name is used or is an error.
+"""
+
+import torch
+
+from fastkto.errors import InputError
+from fastkto.head.backends.base import Backend
+from fastkto.head.backends.native import NativeBackend
+from fastkto.head.backends.tiles import TileBackend
+from fastkto.head.backends.triton import TritonBackend
+
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (TritonBackend(), NativeBackend(), TileBackend())}
+"""By name, the preferred first."""
+
+
+def choose(name: str, device: torch.device) -> Backend:
+    """The backend asked for by name, or with "auto" the first that serves the device."""
+    if name == "auto":
+        return next(backend for backend in BACKENDS.values() if backend.unavailable(device) is None)
+    if name not in BACKENDS:
+        raise InputError("backend", name, f'"auto" or one of {tuple(BACKENDS)}', "Correct the name.")
+    reason = BACKENDS[name].unavailable(device)
+    if reason is not None:
+        fix = 'Choose backend="auto", or mend what is missing: `fastkto doctor` shows what is here.'
+        raise InputError("backend", name, f"one that can serve {device} ({reason})", fix)
+    return BACKENDS[name]
+
+
+@torch.compiler.assume_constant_result
+def chosen_name(name: str, device: str) -> str:
+    """`choose(name, device).name`; settled once where `torch.compile` traces through."""
+    return choose(name, torch.device(device)).name

@@ -1,0 +1,124 @@
+"""The reference model's log-probs: from a second model, from the adapter switched off, or from disk by content."""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers.utils import logging
+
+from fastkto.engines import shards
+from fastkto.errors import InputError
+from fastkto.step.logp_cache import LogpCache
+from fastkto.step.micro_step import row_logps
+from fastkto.step.reference_model import fingerprint, reference_adapter
+from fastkto.trunk.modules import evaluating, is_peft_model
+from fastkto.trunk.run import Batch, Forward, forwards
+
+logger = logging.get_logger(__name__)
+
+
+def open_cache(folder: str, model: Any, tokenizer: Any, precision: str) -> LogpCache:
+    """The cache in a folder, for log-probs of this model on what this tokenizer makes of the rows."""
+    about = {
+        "model": fingerprint(model, precision=precision),
+        "tokenizer": _digest(sorted(tokenizer.get_vocab().items()), tokenizer.all_special_tokens),
+        "chat_template": _digest(tokenizer.chat_template),
+    }
+    return LogpCache(Path(folder) / "ref_logps.sqlite", about["model"], about)
+
+
+def _digest(*values: object) -> str:
+    return hashlib.blake2b(repr(values).encode(), digest_size=8).hexdigest()
+
+
+class Reference:
+    """Log-probs of a micro-batch under the reference: (B,) of its rows and (B,) of its mismatched pairs.
+
+    From the cache where they are there; a miss is computed, stored and counted. Runs without a graph and before the
+    policy, so that its activations are gone when the policy's exist.
+    """
+
+    def __init__(self, policy: Forward, model: Any | None, cache: LogpCache | None, accelerator: Accelerator) -> None:
+        self.policy, self.model, self.cache, self.accelerator = policy.model, model, cache, accelerator
+        self.forward = policy._replace(router_logits=False)
+        self.policy_moved = False
+        uneven = policy.max_tokens is not None or cache is not None
+        self._company = uneven and accelerator.num_processes > 1 and shards(accelerator)
+
+    def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(ref_logps, ref_kl_logps); the second is None where the batch has no KL stream.
+
+        Where weights are sharded the ranks agree on what the batch takes, here for all that follows: on as many
+        forwards (`batch["forwards"]`), and on running the reference if it is missing for one of them.
+        """
+        prefixes = ["", "KL_"] if "KL_row_keys" in batch else [""]
+        found = {prefix: self._cached(batch, prefix) for prefix in prefixes}
+        missing = anywhere = any(logps is None for logps in found.values())
+        if self._company:
+            batch["forwards"], anywhere = self._agree(forwards(self.forward, batch), missing)
+        if anywhere:
+            computed = self._compute(batch)
+            if missing:
+                self._store(batch, computed)
+                found = dict(computed)
+        target = found[""]
+        assert target is not None
+        return target, found.get("KL_")
+
+    def _agree(self, forwards: int, missing: bool) -> tuple[int, bool]:
+        both = torch.tensor([forwards, missing], device=self.accelerator.device)
+        torch.distributed.all_reduce(both, torch.distributed.ReduceOp.MAX)
+        most, anywhere = both.tolist()
+        return most, bool(anywhere)
+
+    def fill(self, batches: Iterable[Batch], around: Callable[[Batch], AbstractContextManager[None]]) -> None:
+        """Score batches into the cache, each within `around`, before the policy trains; says how many were there."""
+        assert self.cache is not None
+        self.cache.hits = self.cache.misses = 0
+        for batch in batches:
+            with around(batch):
+                self(batch)
+        logger.warning(
+            f"Reference log-probs: {self.cache.misses} computed, {self.cache.hits} found in {self.cache.path}."
+        )
+        self.cache.hits = self.cache.misses = 0
+
+    def _cached(self, batch: Batch, prefix: str) -> torch.Tensor | None:
+        if self.cache is None:
+            return None
+        logps = self.cache.get(batch[f"{prefix}row_keys"])
+        if any(logp is None for logp in logps):
+            return None
+        return torch.tensor(logps, dtype=torch.float64).to(batch["label"].device, non_blocking=True)
+
+    def _compute(self, batch: Batch) -> dict[str, torch.Tensor]:
+        if self.policy_moved and self.model is None and not is_peft_model(self.policy):
+            raise InputError(
+                "precompute_ref_log_probs",
+                "a pair that was not scored before training",
+                "a reference that can still be run: the policy has moved and no second model is kept",
+                "Pass this data as train_dataset or eval_dataset at construction, pass a ref_model, or switch it off.",
+            )
+        with contextlib.ExitStack() as stack:
+            if self.model is None and is_peft_model(self.policy):
+                stack.enter_context(reference_adapter(self.accelerator.unwrap_model(self.policy)))
+            model = self.policy if self.model is None else self.model
+            stack.enter_context(evaluating(model))
+            stack.enter_context(self.accelerator.autocast())
+            both = row_logps(self.forward._replace(model=model), batch)
+        return {prefix: values for prefix, values in zip(("", "KL_"), both, strict=True) if values is not None}
+
+    def _store(self, batch: Batch, logps: dict[str, torch.Tensor]) -> None:
+        if self.cache is None:
+            return
+        for prefix, values in logps.items():
+            if not values.isfinite().all():  # SQLite would keep a NaN as NULL, a miss
+                kind = "NaN" if values.isnan().any() else "infinite"
+                fix = "Its forward overflows in this precision: use bf16 or float32."
+                raise InputError("reference", f"a log-prob that is {kind}", "log-probs that can be stored", fix)
+            self.cache.put(batch[f"{prefix}row_keys"], values.double().tolist())

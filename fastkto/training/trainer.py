@@ -1,0 +1,296 @@
+"""`KTOTrainer`: KTO on Hugging Face's `Trainer`, with the constructor, fields and metric names of TRL 1.16."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction, has_length
+
+from fastkto.config import KTOConfig
+from fastkto.disk import no_folder_left
+from fastkto.engines import prepare_frozen, refuse_data_parallel, running, shards
+from fastkto.errors import InputError
+from fastkto.head.backends import choose
+from fastkto.pairs import PairableSampler
+from fastkto.step.metrics import Meter, step_sums
+from fastkto.step.micro_step import LossSettings, kto_step
+from fastkto.step.reference import Reference, open_cache
+from fastkto.tools.plan import what_fits
+from fastkto.training.batching import choose_collator, pairable_sampler
+from fastkto.training.callbacks import LogAtCheckpoint, MetricsFile, MovingReference, SamplerEpoch
+from fastkto.training.evaluation import Evaluation
+from fastkto.training.faults.checkpoints import check_fits, checkpoint_folder, written_to_its_end
+from fastkto.training.faults.collapse import CollapseWatch
+from fastkto.training.faults.finite import FiniteWatch
+from fastkto.training.faults.interruption import Interruption
+from fastkto.training.faults.out_of_memory import naming_the_batch
+from fastkto.training.loading import (
+    check_reference,
+    check_token_ids,
+    config_for,
+    keep_float32_outputs,
+    load_policy,
+    load_tokenizer,
+    policy_and_reference,
+)
+from fastkto.training.prepare import prepare
+from fastkto.trunk import Forward
+from fastkto.trunk.modules import aux_loss_coef, check_head, disable_dropout, install_scorer, unwrap_peft
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+    from peft import PeftConfig
+    from transformers import BitsAndBytesConfig
+
+    Rows: TypeAlias = Dataset | IterableDataset
+
+
+class KTOTrainer(Evaluation):
+    """Trains a causal language model on rows of prompt, completion and a thumbs-up / thumbs-down label.
+
+    Args:
+        model: a model id or folder, a `PreTrainedModel`, or a `PeftModel`.
+        ref_model: the reference; if None a frozen copy of `model` as it is now, the model with its new adapter off
+            (`peft_config`), or a frozen copy of the adapter (a `PeftModel` passed in).
+        args: `KTOConfig`.
+        data_collator: replaces the packing or padding collator; must return the keys of one of them.
+        train_dataset: rows as `fastkto.rows.normalise` takes them, or tokenised (`prompt_ids`, `completion_ids`,
+            `label`); streaming needs `max_steps`.
+        eval_dataset: the same, or a dict of them.
+        processing_class: the tokenizer; the model's own if None.
+        compute_metrics: gets the rows' rewards as `predictions` and their labels as `label_ids`.
+        callbacks, optimizers: as in `Trainer`.
+        quantization_config: for a model given by id.
+        peft_config: wraps the model in a new adapter.
+
+    Raises:
+        ValueError: for arguments, rows and weights that cannot be trained on, before anything is written.
+    """
+
+    loss_is_scaled_for_ga = True  # compute_loss divides by the rows of the whole optimizer step
+    args: KTOConfig
+    model: Any
+    _signature_columns: list[str] | None  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | Any",
+        ref_model: PreTrainedModel | None = None,
+        args: KTOConfig | None = None,
+        data_collator: Callable[[list[Any]], Any] | None = None,
+        train_dataset: "Rows | None" = None,
+        eval_dataset: "Rows | dict[str, Rows] | None" = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        quantization_config: "BitsAndBytesConfig | None" = None,
+        peft_config: "PeftConfig | None" = None,
+    ) -> None:
+        args = config_for(args, model)
+        if train_dataset is None:
+            raise InputError("train_dataset", None, "a dataset of feedback rows", "Pass one; `fastkto data` shows it.")
+        if ref_model is not None:
+            check_reference(ref_model, model)
+        refuse_data_parallel(args)
+        choose(args.head_backend, args.device)
+        set_seed(args.seed)
+        source = model if isinstance(model, str) else None
+        model = load_policy(model, args, quantization_config)
+        tokenizer = load_tokenizer(processing_class, model, args)
+
+        self._prepare_rows = lambda rows, name, batch_size: prepare(
+            rows, tokenizer, args, name=name, batch_size=batch_size
+        )
+        for given in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
+            check_token_ids(given, model)
+        train = self._prepare_rows(train_dataset, "train", args.per_device_train_batch_size)
+        self.data_summary = train.summary
+        settings = LossSettings(args.beta, train.desirable_weight(args), args.undesirable_weight, args.loss_type)
+        evals = self._prepare_eval(eval_dataset, args)
+        accelerator_config: Any = args.accelerator_config
+        accelerator_config.dispatch_batches = False  # it cuts and joins batches by rows, which ours do not survive
+        # from pinned memory a copy does not wait for the step before it
+        accelerator_config.non_blocking |= args.dataloader_pin_memory
+
+        model, reference_model = policy_and_reference(model, ref_model, args, peft_config, source)
+        self.settings = settings
+        self.samplers: list[PairableSampler] = []
+        self._finite, self._interruption = FiniteWatch(args.on_nonfinite), Interruption()
+        watches = [MetricsFile(), self._finite, self._interruption, LogAtCheckpoint(), CollapseWatch()]
+        with no_folder_left(args.output_dir):
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train.rows,
+                eval_dataset=evals,
+                processing_class=tokenizer,
+                compute_metrics=compute_metrics,
+                callbacks=[*watches, SamplerEpoch(self.samplers), *(callbacks or [])],
+                optimizers=optimizers,
+            )
+            self.model_accepts_loss_kwargs = True
+            keep_float32_outputs(self.accelerator)
+            self._finite.attach(self.accelerator)
+            if args.sync_ref_model and shards(self.accelerator):
+                expected = "False with weights that are sharded (FSDP, ZeRO-3)"
+                raise InputError("sync_ref_model", True, expected, "Use DDP or ZeRO-2, or leave it out.")
+            with running(self.model, self.accelerator):  # the probe, and the cache where it is filled
+                self._install(reference_model, tokenizer, data_collator)
+
+    def _install(self, reference_model: Any, tokenizer: PreTrainedTokenizerBase, data_collator: Any) -> None:
+        """What the policy and its reference run on: scorers, collator, cache."""
+        args = self.args
+        base = unwrap_peft(self.model)
+        self.aux_loss_coef = aux_loss_coef(base, args.router_aux_loss_coef)
+        self._forward = Forward.of(self.model, args)
+        for each in (self.model, reference_model):
+            if each is not None:
+                install_scorer(unwrap_peft(each))
+                with contextlib.nullcontext() if each is self.model else running(each, self.accelerator):
+                    check_head(unwrap_peft(each))
+                if args.disable_dropout:
+                    disable_dropout(each)
+        cache = None
+        if args.precompute_ref_log_probs:
+            precision = f"{self.accelerator.mixed_precision} {args.head_backend}"
+            scored_by = self.model if reference_model is None else reference_model
+            cache = open_cache(args.ref_cache_dir or args.output_dir or ".", scored_by, tokenizer, precision)
+        if reference_model is not None:
+            reference_model = prepare_frozen(reference_model, self.accelerator)
+        self._moving = None
+        if args.sync_ref_model and reference_model is not None:
+            self._moving = MovingReference(base, unwrap_peft(self.accelerator.unwrap_model(reference_model)))
+            self.add_callback(self._moving)
+        if data_collator is None:
+            collator: Any = choose_collator(
+                self._forward, self.train_dataset, args, pad_token_id=tokenizer.pad_token_id
+            )
+            self.data_collator = collator
+        self.reference = Reference(self._forward, reference_model, cache, self.accelerator)
+        self._meters = {kind: Meter(self._sum_over_ranks) for kind in ("train", "eval")}
+        if cache is not None:
+            self._fill_cache()
+
+    def train(self, resume_from_checkpoint: "str | bool | None" = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; a checkpoint to resume from is looked at before anything else happens."""
+        checkpoint = checkpoint_folder(resume_from_checkpoint, self.args.output_dir)
+        if checkpoint is not None:
+            if self.accelerator.distributed_type not in ("FSDP", "DEEPSPEED"):
+                check_fits(checkpoint, self.model)
+            if self._moving is not None:
+                self._moving.load(checkpoint)
+        self._meters["train"].clear()  # of steps after the last log line of an earlier call
+        self.reference.policy_moved = True
+        with self._interruption:
+            result = super().train(checkpoint, *args, **kwargs)
+        if self._finite.error is not None:
+            raise self._finite.error
+        self._interruption.leave(self.args, self.state)
+        return result
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Loss of a micro-batch, eq. (6): the sum over its rows divided by the rows of the whole optimizer step."""
+        ref_logps, ref_kl_logps = self.reference(inputs)
+        rows = len(inputs["label"])
+        out, aux_loss = kto_step(
+            self._forward._replace(model=model),
+            inputs,
+            ref_logps,
+            ref_kl_logps,
+            self.settings,
+            num_rows=num_items_in_batch,
+            reduce=self._sum_over_ranks if self.accelerator.num_processes > 1 else None,
+        )
+        sums = step_sums(out, inputs["label"], inputs["cu_seqlens"], num_tokens=inputs["num_tokens"], aux_loss=aux_loss)
+        loss = out.loss
+        if aux_loss is not None:
+            share = 1.0 if num_items_in_batch is None else rows / num_items_in_batch
+            loss = loss + self.aux_loss_coef * share * aux_loss
+        if num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # DDP averages gradients over ranks
+        if self.model.training:
+            loss, bad = self._finite.guard(loss, out, ref_logps, inputs["row_ids"])
+            if self.args.on_nonfinite == "skip":  # what is left out of the weights is left out of the log
+                sums = torch.where(bad, torch.zeros_like(sums), sums)
+        self._meters["train" if self.model.training else "eval"].add(sums)
+        return (loss, out) if return_outputs else loss
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
+        """The micro-batches of one optimizer step and the number of their rows over all ranks."""
+        if self.state.global_step >= self.state.max_steps:  # resumed at its end, where the Trainer would step again
+            return [], 0
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        rows = sum(len(batch["label"]) for batch in batches)
+        if self.accelerator.num_processes > 1:
+            return batches, self._interruption.count(self._sum_over_ranks(self._interruption.vote(rows, device)))
+        return batches, rows
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """A step of the Trainer, its activations in CPU memory with `activation_offloading`."""
+        offload: Any = contextlib.nullcontext()
+        if self.args.activation_offloading:
+            offload = torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
+        naming = naming_the_batch(inputs, self.args, lambda: what_fits(self.model, self.args, self.accelerator))
+        with naming, offload:
+            loss = super().training_step(model, inputs, *args, **kwargs)
+        return loss.nan_to_num(0.0) if self.args.on_nonfinite == "skip" else loss
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The Trainer's; a checkpoint gets the moving reference too, before the file that makes it whole."""
+        super().save_model(output_dir, _internal_call)
+        if _internal_call and output_dir is not None and self._moving is not None and self.args.should_save:
+            self._moving.save(output_dir)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        folder = Path(self.args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with written_to_its_end(folder, main_process=self.args.should_save):
+            super()._save_checkpoint(*args, **kwargs)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """The Trainer's; then the file that makes a checkpoint whole waits for every rank's part of it."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The Trainer's log line, with the figures of the steps since the last one."""
+        if "loss" in logs and (figures := self._meters["train"].flush()):
+            figures["num_tokens"] += self._num_tokens()
+            logs.update(figures | self._finite.figures())
+        super().log(logs, start_time)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        if rows is None or not has_length(rows):
+            return None
+        # not args.per_device_train_batch_size, which auto_find_batch_size leaves as it was
+        sampler = pairable_sampler(rows, self._train_batch_size, self.args.train_sampling_strategy, self.args)
+        self.samplers[:] = [sampler]
+        return sampler
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["prompt_ids", "completion_ids", "label", "row_id", "conversation", "prompt_key"]
+
+    def _fill_cache(self) -> None:
+        """Score every micro-batch of the data with the reference, before training changes the policy."""
+        loaders = [self.get_train_dataloader()]
+        if self.eval_dataset is not None:
+            names = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else [None]
+            loaders += [self.get_eval_dataloader(name) for name in names]
+        batches = (batch for loader in loaders for batch in loader)
+        self.reference.fill(batches, lambda batch: naming_the_batch(batch, self.args))
+
+    def _sum_over_ranks(self, x: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(x, reduction="sum")

@@ -1,0 +1,190 @@
+"""Where the reference's log-probs come from, that it never moves, and the cache on disk."""
+
+import copy
+
+import peft
+import pytest
+import torch
+from adapters import LORA, tuned_adapter
+from tiny import tiny_llama
+from tiny_trainer import logp, noisy, rows, steps, trainer
+from tolerance import assert_close, assert_within
+
+from fastkto.errors import InputError
+
+
+def reference_logps(t, index=(0, 1, 2, 3)):
+    """What the trainer's reference says of some training rows, and the batch."""
+    batch = t._prepare_inputs(t.data_collator([t.train_dataset[i] for i in index]))
+    return t.reference(batch)[0]
+
+
+def stock_logps(model, t, index=(0, 1, 2, 3)):
+    model.eval()
+    with torch.no_grad():
+        items = [t.train_dataset[i] for i in index]
+        return torch.stack([logp(model, x["prompt_ids"], x["completion_ids"]) for x in items])
+
+
+def moved(t):
+    """The trainer after two steps that move its weights far."""
+    t.args.learning_rate = 0.05
+    t.args.max_steps = 2
+    t.train()
+    assert t.state.global_step == 2
+    return t
+
+
+def second_model(tmp_path):
+    other = noisy(tiny_llama())
+    return trainer(tmp_path, ref_model=copy.deepcopy(other)), other
+
+
+def copy_of_the_model_in_memory(tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "disk")
+    policy = type(tiny_llama()).from_pretrained(tmp_path / "disk", dtype=torch.float32)
+    noisy(policy)  # reloading from disk, as TRL does, would be another model
+    return trainer(tmp_path, model=policy), copy.deepcopy(policy)
+
+
+def new_adapter_off(tmp_path):
+    return trainer(tmp_path, peft_config=peft.LoraConfig(**LORA)), tiny_llama()
+
+
+def copy_of_the_adapter(tmp_path):
+    model = tuned_adapter()
+    return trainer(tmp_path, model=model), tuned_copy(model)
+
+
+def copy_of_every_kind_of_adapter_weight(tmp_path):
+    model = tuned_adapter(target_modules=["q_proj", "embed_tokens"], modules_to_save=["lm_head"], use_dora=False)
+    return trainer(tmp_path, model=model), tuned_copy(model)
+
+
+def copy_of_trained_tokens(tmp_path):
+    model = tuned_adapter(trainable_token_indices=[8, 9, 20])
+    return trainer(tmp_path, model=model), tuned_copy(model)
+
+
+def model_beside_an_adapter(tmp_path):
+    other = noisy(tiny_llama())
+    return trainer(tmp_path, model=tuned_adapter(), ref_model=copy.deepcopy(other)), other
+
+
+def adapter_beside_a_model(tmp_path):
+    other = tuned_adapter()
+    return trainer(tmp_path, ref_model=copy.deepcopy(other)), other
+
+
+def tuned_copy(model):
+    """The same adapter on the same base, built before the trainer adds anything: merged into plain weights."""
+    twin = copy.deepcopy(model)
+    if "ref" in twin.peft_config:
+        twin.delete_adapter("ref")
+    return twin.merge_and_unload()
+
+
+REFERENCES = [
+    second_model,
+    copy_of_the_model_in_memory,
+    new_adapter_off,
+    copy_of_the_adapter,
+    copy_of_every_kind_of_adapter_weight,
+    copy_of_trained_tokens,
+    model_beside_an_adapter,
+    adapter_beside_a_model,
+]
+
+
+@pytest.mark.parametrize("kind", REFERENCES)
+def test_the_reference_is_what_it_should_be_and_stays_it(kind, tmp_path):
+    """Bug of a peer: the reference ignored under PEFT."""
+    t, expected = kind(tmp_path)
+    before = reference_logps(t)
+    same = stock_logps(expected, t)
+    assert_close(before, stock_logps(expected.double(), t), same, name="log-probs")
+    trained = {n: p.detach().clone() for n, p in t.model.named_parameters() if p.requires_grad}
+    moved(t)
+    after = {n: p for n, p in t.model.named_parameters() if p.requires_grad}
+    assert after.keys() == trained.keys()
+    assert sum(not torch.equal(after[n], trained[n]) for n in trained) > len(trained) // 2
+    assert torch.equal(reference_logps(t), before)
+    t.model.train()
+    assert reference_logps(t) is not None
+    assert t.model.training, "the policy is handed back in the mode it was in"
+
+
+STARTS = {
+    "full": {},
+    "full, cached": {"precompute_ref_log_probs": True},
+    "new adapter": {"peft_config": peft.LoraConfig(**LORA)},
+    "new adapter, cached": {"peft_config": peft.LoraConfig(**LORA), "precompute_ref_log_probs": True},
+    "adapter passed in": {"model": tuned_adapter},
+    "adapter on the head": {"peft_config": peft.LoraConfig(**{**LORA, "target_modules": ["q_proj", "lm_head"]})},
+    "forwards of few tokens": {"max_tokens_per_forward": 40},
+    "bf16": {"bf16": True},
+    "bf16, cached": {"bf16": True, "precompute_ref_log_probs": True},
+    "dropout": {"model": lambda: tiny_llama(attention_dropout=0.3)},
+}
+
+
+@pytest.mark.bits
+@pytest.mark.parametrize("name", STARTS)
+def test_policy_equal_to_the_reference_starts_at_exactly_zero(name, tmp_path):
+    # other rows: a pair cached from another batch keeps that batch's rounding
+    evals = rows(18).select(range(12, 18))
+    settings = {"desirable_weight": 1.5, "undesirable_weight": 0.75, "eval_dataset": evals, **STARTS[name]}
+    if callable(settings.get("model")):
+        settings["model"] = settings["model"]()
+    t = trainer(tmp_path, max_steps=1, **settings)
+    before = t.evaluate()
+    t.train()
+    line = steps(t)[0]
+    for key in ("kl", "kl/raw", "kl/stderr", "rewards/chosen", "rewards/rejected", "rewards/margins"):
+        assert line[key] == 0.0, key
+        assert before[f"eval_{key}"] == 0.0, f"eval_{key}, before any training"
+    batch = [row["label"] for row in t.train_dataset.select(list(t.samplers[0])[:4])]
+    assert_within(line["loss"], sum(0.75 if label else 0.375 for label in batch) / 4, relative=1e-6)
+
+
+def test_nan_of_the_reference_is_not_hidden(tmp_path):
+    broken = noisy(tiny_llama())
+    t = trainer(tmp_path, ref_model=broken, max_steps=1)
+    with torch.no_grad():
+        t.reference.model.lm_head.weight[9] = float("nan")
+    with pytest.raises(InputError, match="^loss: got \"NaN or inf in the reference's log-prob of rows"):
+        t.train()
+    for key in ("loss", "kl", "kl/raw", "rewards/chosen", "rewards/rejected"):
+        assert steps(t)[0][key] != steps(t)[0][key], key
+    cached = trainer(tmp_path, ref_model=tiny_llama(), max_steps=1, precompute_ref_log_probs=True)
+    with torch.no_grad():
+        cached.reference.model.lm_head.weight[9] = float("nan")
+    with pytest.raises(InputError, match="^reference: got 'a log-prob that is NaN'"):
+        cached.evaluate(rows(20).select(range(12, 20)))
+
+
+def test_a_frozen_copy_of_biases_is_refused_by_name(tmp_path):
+    with pytest.raises(InputError, match=r"^model: got \"an adapter with bias='lora_only'\""):
+        trainer(tmp_path, model=tuned_adapter(bias="lora_only"))
+
+
+def test_sync_moves_the_reference_and_only_when_due(tmp_path):
+    t = trainer(tmp_path, sync_ref_model=True, ref_model_sync_steps=2, ref_model_mixup_alpha=0.25, max_steps=3)
+    start = copy.deepcopy(t.model.state_dict())
+    t.train()
+    name = "model.layers.0.mlp.up_proj.weight"
+    # after step 2 the reference was a quarter of the policy of that time, and nothing moved it after that
+    other = trainer(tmp_path, max_steps=2)
+    other.train()
+    expected = 0.75 * start[name] + 0.25 * other.model.state_dict()[name]
+    assert_close(t.reference.model.state_dict()[name], expected.double(), name="reference")
+
+
+def test_sync_with_an_adapter_or_a_cache_is_refused(tmp_path):
+    with pytest.raises(InputError, match="^sync_ref_model: got True"):
+        trainer(tmp_path, sync_ref_model=True, peft_config=peft.LoraConfig(**LORA))
+    with pytest.raises(InputError, match="^sync_ref_model: got True"):
+        trainer(tmp_path, sync_ref_model=True, precompute_ref_log_probs=True)
+
+
+# The cache
