@@ -1,6 +1,5 @@
 """`fastkto train` from a YAML file to a saved model, and one file through TRL's command and ours."""
 
-import csv
 import json
 import os
 import subprocess
@@ -17,12 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastkto.cli import main
 from fastkto.cli.options import launch
-from fastkto.cli.options.arguments import DataArguments, ModelArguments
-from fastkto.cli.options.mixture import read_splits
+from fastkto.cli.options.arguments import ModelArguments
 from fastkto.cli.options.peft_options import peft_config, quantization_config
-from fastkto.errors import InputError
-from fastkto.rows import RowOptions
-from fastkto.rows.shapes.looking import as_written
 
 TRL_YAML = """
 # as in TRL's documentation of `trl kto`
@@ -160,52 +155,6 @@ def test_one_file_is_split_by_prompt(workplace, caplog):
     assert sum("eval_loss" in line for line in log()) == 1
     assert "9 rows held out for evaluation, 27 left to train on" in caplog.text
     assert "18 rows left out by one_per_prompt" in caplog.text
-
-
-def test_a_mixture_keeps_the_columns_asked_for(workplace):
-    Path("data/train.jsonl").write_text(json.dumps({"a": "q", "completion": "x", "label": 1, "tools": "[]"}) + "\n")
-    data = DataArguments(datasets=[{"path": "data", "columns": ["a", "completion", "label"]}])
-    rows, _ = read_splits(data, RowOptions(prompt_column="a"), evaluate=False)
-    assert rows.column_names == ["prompt", "completion", "label", "row_id", "conversation"]
-
-
-def test_A13_each_part_of_a_mixture_is_read_by_its_own_columns(workplace):
-    call = [{"type": "function", "function": {"name": "f", "arguments": {"x": None}}}]
-    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": call}]
-    sources = {
-        "plain.jsonl": [{"messages": [chat[0], {"role": "assistant", "content": "a"}], "stars": 1}],
-        "calls.json": [{"messages": chat, "stars": 5, "tools": [{"name": "f", "zone": None}]}],
-        "pairs.jsonl": [{"question": "p", "chosen": "c", "rejected": "d"}],
-        "scores.csv": [{"question": "s", "completion": "007", "stars": "4"}],
-    }
-    for name, rows in sources.items():
-        if name.endswith(".csv"):
-            with Path(name).open("w", newline="") as file:
-                writer = csv.DictWriter(file, rows[0])
-                writer.writeheader()
-                writer.writerows(rows)
-        else:
-            Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = RowOptions(prompt_column="question", label_column="stars", label_threshold=4)
-    for streaming in (False, True):
-        data = DataArguments(datasets=[{"path": name} for name in sources], streaming=streaming)
-        rows = read_splits(data, options, evaluate=False)[0]
-        rows = [*map(as_written(rows), rows)] if streaming else list(rows)
-        found = {str((row["prompt"], row["completion"], row["label"])) for row in rows}
-        assert found == {
-            str(expected)
-            for expected in [
-                ([chat[0]], [{"role": "assistant", "content": "a"}], False),
-                ([chat[0]], [chat[1]], True),
-                ("p", "c", True),
-                ("p", "d", False),
-                ("s", "007", True),
-            ]
-        }
-        assert len({row["conversation"] for row in rows}) == 4
-    assert [row.get("tools") for row in rows if row["completion"] == [chat[1]]] == [[{"name": "f", "zone": None}]]
-    with pytest.raises(InputError, match=r"label_column: got 'thumb', expected a column of one of the datasets"):
-        read_splits(data, RowOptions(label_column="thumb"), evaluate=False)
 
 
 def test_model_init_kwargs_come_before_the_fields(workplace):

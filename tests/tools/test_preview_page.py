@@ -122,3 +122,11 @@ def test_long_texts_lose_their_middle_and_one_label_alone_is_a_fault():
     text = page(look([row | {"completion": "z" * 4000, "label": True} for row in rows(4)], max_length=None), "x")
     assert re.search(r"z{500} \[\.\.\. \d+ characters \.\.\.\] z{500}", text)
     assert "All thumbs point the same way." in text
+
+
+def test_rows_that_are_left_out_are_faults_of_the_page():
+    records = [*rows(8), rows(1)[0] | {"label": None}, rows(1)[0] | {"completion": None}]
+    shown = look(records, options=RowOptions(on_unrated="drop", on_empty="drop"))
+    text = page(shown, "x")
+    assert "<li>Left out: no label: 1 row (8).</li><li>Left out: no answer: 1 row (9).</li>" in text
+    assert "8 rows to train on, from 10 records" in text
