@@ -43,11 +43,10 @@ def run(argv: Sequence[str]) -> int:
     from fastkto.cli.options.models import load_tokenizer
     from fastkto.cli.options.parsing import DataclassParser, build
     from fastkto.config import KTOConfig
-    from fastkto.disk import writing
     from fastkto.rows import RowOptions, read_rows
     from fastkto.rows.selection import Selection, select
     from fastkto.tools.preview import Untrainable, preview, render
-    from fastkto.tools.preview_page import page
+    from fastkto.tools.preview_page import page, page_of_faults
     from fastkto.training.loading import model_source
 
     classes = (
@@ -88,12 +87,20 @@ def run(argv: Sequence[str]) -> int:
         )
     except Untrainable as error:
         print("\n".join(error.summary.lines()))
+        _write(values, page_of_faults(error, Path(values["source"]).name))
         raise
     print(render(shown))
+    _write(values, page(shown, Path(values["source"]).name))
+    return 0
+
+
+def _write(values: dict[str, Any], text: str) -> None:
+    """The page, where one is asked for."""
+    from fastkto.disk import writing
+
     if values["html"] is not None:
         with writing("html", values["html"], "the page"):
-            Path(values["html"]).write_text(page(shown, Path(values["source"]).name), encoding="utf-8")
-    return 0
+            Path(values["html"]).write_text(text, encoding="utf-8")
 
 
 def _some(cls: type, *names: str) -> Any:

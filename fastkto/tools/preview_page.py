@@ -5,7 +5,7 @@ from html import escape
 
 from fastkto.pairs.balance import obeys_rule
 from fastkto.rows.shapes.summary import CONTRADICTION, DUPLICATE, TOO_LONG
-from fastkto.tools.preview import PERCENTILES, Preview, percent_name, weights
+from fastkto.tools.preview import PERCENTILES, Preview, Untrainable, percent_name, weights
 from fastkto.tools.preview_example import Example
 
 LONGEST = 1500
@@ -59,10 +59,27 @@ def page(preview: Preview, title: str) -> str:
         '<p class="soft">What is <mark>marked</mark> is scored; the rest is context.</p>',
         *(_example(example) for example in p.of_each_label),
     ]
+    return _document(title, body)
+
+
+def page_of_faults(error: Untrainable, title: str) -> str:
+    """The page of data that does not train: why not, and everything that is wrong with it."""
+    summary = error.summary
+    found = [f"Left out: {line}" for source in summary.sources for line in source.left_out]
+    items = "".join(f"<li>{escape(line)}.</li>" for line in (*summary.fault_lines(), *found))
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="soft">As it is, this data cannot be trained on. {escape(str(error))}</p>',
+        f'<h2>Faults</h2><ul class="faults">{items}</ul>',
+        '<p class="soft">In brackets are the first rows of each kind; the first row of a file is 0.</p>',
+    ]
+    return _document(title, body)
+
+
+def _document(title: str, body: Sequence[str]) -> str:
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-    return f'<!doctype html>\n<html lang="en">\n<head>{head}<style>{STYLE}</style></head>\n<body>\n' + (
-        "\n".join(body) + "\n</body>\n</html>\n"
-    )
+    start = f'<!doctype html>\n<html lang="en">\n<head>{head}<style>{STYLE}</style></head>\n<body>\n'
+    return start + "\n".join(body) + "\n</body>\n</html>\n"
 
 
 def _faults(p: Preview) -> list[str]:

@@ -78,6 +78,11 @@ def test_A24_every_fault_is_counted_and_the_exit_code_says_whether_it_trains(wor
     for line in lines:
         assert line in shown.out
     assert "row 15, column 'label'" in shown.err
+    assert main([*argv, "--html", "faults.html"]) == 1
+    page = Path("faults.html").read_text(encoding="utf-8")
+    assert all(f"<li>{line}" in page for line in lines[1:])
+    assert "<h1>rows.jsonl</h1>" in page
+    capsys.readouterr()
     assert main([*argv, "--on_unrated", "drop", "--on_empty", "drop"]) == 0
     shown = capsys.readouterr().out
     for line in lines:
