@@ -100,10 +100,12 @@ def set_up(data: "DataArguments", options: "RowOptions", model: "ModelArguments"
 
 
 def train(trainer: "KTOTrainer") -> None:
-    """Train, save, push where asked, and end the process group."""
+    """Say what the data holds, train, save, push where asked, and end the process group."""
     from fastkto.disk import writing
 
     config = trainer.args
+    for line in trainer.data_summary.lines() if trainer.data_summary else []:
+        trainer.accelerator.print(line)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     with writing("output_dir", config.output_dir or ".", "the trained model"):
         trainer.save_model(config.output_dir)

@@ -92,7 +92,12 @@ def log(folder="out"):
 
 def test_yaml_trains_and_saves_a_model_that_stock_transformers_loads(workplace, capsys):
     assert main(["train", write()]) == 0
-    assert "out" in capsys.readouterr().out.splitlines()[-1]
+    printed = capsys.readouterr().out.splitlines()
+    assert "out" in printed[-1]
+    assert printed[:2] == [
+        "train: prompt <- prompt, completion <- completion, label <- label",
+        "train: 16 rows to train on, 10 desirable, 6 undesirable; 16 prompts",
+    ]
     moved = AutoModelForCausalLM.from_pretrained("out").state_dict()
     start = AutoModelForCausalLM.from_pretrained("model").state_dict()
     assert any(not torch.equal(moved[name], start[name]) for name in start)
