@@ -14,7 +14,7 @@ PYTHON313 ?= python3.13
 GPU_OUT ?= benchmarks/results
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo demo-imbalanced test test-slow lint types floors pytest bits matrix install sanitize faults templates compat bench hub gpu gpu-head gpu-tests compile-table results package clean
+.PHONY: help demo demo-imbalanced test test-slow lint types floors pytest bits matrix install-lines install sanitize faults templates compat bench hub gpu gpu-head gpu-tests compile-table results package clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -48,6 +48,9 @@ matrix: $(VENV)/.dev  ## the tests as other machines and versions run them (hour
 	PYTHONPATH=tests OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m matrix --rows "$(ROWS)" --torch "$(TORCH)" \
 	  --python311 $(PYTHON311) --python313 $(PYTHON313) \
 	  --results $(if $(ARGS),build/matrix,benchmarks/results) -- -m "not slow" $(SUITE)
+
+install-lines: $(VENV)/.dev  ## the install lines of README and docs, each in an empty environment (minutes)
+	PYTHONPATH=tests $(PY) tests/install_lines.py --python $(PYTHON) --torch "$(TORCH)"
 
 test-slow: $(VENV)/.dev $(MODEL)  ## the tests that take minutes each, one at a time
 	HF_HUB_OFFLINE=1 $(PY) -m pytest -m slow

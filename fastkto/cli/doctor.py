@@ -56,13 +56,15 @@ def examine(*, with_progress: bool) -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """Of Python, this package and what it works with; None for what is not installed."""
+    import torch
+
     installed: dict[str, str | None] = {"python": platform.python_version(), "fastkto": fastkto.__version__}
     for package in PACKAGES:
         try:
             installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             installed[package] = None
-    return installed
+    return installed | {"torch": torch.__version__}  # which names the build; the package's own version need not
 
 
 def describe_device(device: Any) -> dict[str, str]:

@@ -134,6 +134,7 @@ class KTOTrainer(Evaluation):
                 optimizers=optimizers,
             )
             self.model_accepts_loss_kwargs = True
+            self.accelerator.gradient_accumulation_steps = 1  # the loss has its share; older Trainers divide once more
             keep_float32_outputs(self.accelerator)
             self._finite.attach(self.accelerator)
             if args.sync_ref_model and shards(self.accelerator):
