@@ -14,7 +14,7 @@ PYTHON313 ?= python3.13
 GPU_OUT ?= benchmarks/results
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo demo-imbalanced test test-slow lint types floors pytest bits matrix install-lines install sanitize faults compat bench hub gpu gpu-head gpu-tests compile-table results package clean
+.PHONY: help demo demo-imbalanced test test-slow lint types floors pytest bits matrix install-lines install sanitize faults templates compat bench hub gpu gpu-head gpu-tests compile-table results package clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -65,6 +65,9 @@ sanitize: $(VENV)/.dev  ## the native head's tests under AddressSanitizer and Un
 
 faults: $(VENV)/.dev  ## every fault and bad input: what was lost, and the message (minutes)
 	PYTHONPATH=tests:tests/helpers OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m faults
+
+templates: $(VENV)/.dev  ## 16 conversations under every chat template that TRL ships: stock's ids, or refused by both
+	PYTHONPATH=tests:tests/helpers HF_HUB_OFFLINE=1 $(PY) -m conversations
 
 compat: $(VENV)/.dev  ## one environment a host pin, each host's own test in it (slow); HOSTS="liger-0.8.5 ..." picks, SMOLLM2=FOLDER adds that model
 	$(PY) tests/compat/environments.py --at build/compat $(HOSTS)

@@ -75,7 +75,7 @@ def main() -> None:
     """Write lengths.json."""
     from transformers import AutoTokenizer
 
-    from fastkto.rows.encoding import tokenize_row
+    from fastkto.rows.templates.encoding import tokenize_row
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)

@@ -9,8 +9,9 @@ from typing import Any, get_type_hints
 
 USAGE = "fastkto data FILE_OR_ID --model FOLDER_OR_ID [--FIELD VALUE ...]"
 DESCRIPTION = """Read, tokenise and pair the rows as `fastkto train` would with the same options, and print three of
-them with the scored tokens marked, label counts, lengths, and what is left out, cut or doubled. Nothing is trained, and
-nothing written but the page that --html asks for, to send to whoever collected the thumbs."""
+them with the scored tokens marked, which column means what, label counts, lengths, and what is left out, cut or
+doubled. Rows that cannot be trained on are counted by kind, and the exit code is 0 only if the data trains. Nothing is
+trained, and nothing written but the page that --html asks for, to send to whoever collected the thumbs."""
 
 FROM_DATA = (
     "dataset_config",
@@ -42,11 +43,10 @@ def run(argv: Sequence[str]) -> int:
     from fastkto.cli.options.models import load_tokenizer
     from fastkto.cli.options.parsing import DataclassParser, build
     from fastkto.config import KTOConfig
-    from fastkto.disk import writing
     from fastkto.rows import RowOptions, read_rows
     from fastkto.rows.selection import Selection, select
-    from fastkto.tools.preview import preview, render
-    from fastkto.tools.preview_page import page
+    from fastkto.tools.preview import Untrainable, preview, render
+    from fastkto.tools.preview_page import page, page_of_faults
     from fastkto.training.loading import model_source
 
     classes = (
@@ -70,25 +70,37 @@ def run(argv: Sequence[str]) -> int:
         split=values["dataset_train_split"],
         streaming=values["dataset_streaming"],
     )
-    shown = preview(
-        rows,
-        tokenizer,
-        max_length=config.max_length,
-        batch_size=config.per_device_train_batch_size,
-        options=build(RowOptions, values),
-        desirable_weight=config.desirable_weight,
-        undesirable_weight=config.undesirable_weight,
-        kl=config.loss_type == "kto",
-        strategy=config.train_sampling_strategy,
-        seed=config.seed if config.data_seed is None else config.data_seed,
-        num_proc=config.dataset_num_proc,
-        choose=lambda rows: select(rows, chosen, config.seed),
-    )
+    try:
+        shown = preview(
+            rows,
+            tokenizer,
+            max_length=config.max_length,
+            batch_size=config.per_device_train_batch_size,
+            options=build(RowOptions, values),
+            desirable_weight=config.desirable_weight,
+            undesirable_weight=config.undesirable_weight,
+            kl=config.loss_type == "kto",
+            strategy=config.train_sampling_strategy,
+            seed=config.seed if config.data_seed is None else config.data_seed,
+            num_proc=config.dataset_num_proc,
+            choose=lambda rows: select(rows, chosen, config.seed),
+        )
+    except Untrainable as error:
+        print("\n".join(error.summary.lines()))
+        _write(values, page_of_faults(error, Path(values["source"]).name))
+        raise
     print(render(shown))
+    _write(values, page(shown, Path(values["source"]).name))
+    return 0
+
+
+def _write(values: dict[str, Any], text: str) -> None:
+    """The page, where one is asked for."""
+    from fastkto.disk import writing
+
     if values["html"] is not None:
         with writing("html", values["html"], "the page"):
-            Path(values["html"]).write_text(page(shown, Path(values["source"]).name), encoding="utf-8")
-    return 0
+            Path(values["html"]).write_text(text, encoding="utf-8")
 
 
 def _some(cls: type, *names: str) -> Any:

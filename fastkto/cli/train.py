@@ -66,7 +66,6 @@ def set_up(data: "DataArguments", options: "RowOptions", model: "ModelArguments"
     from fastkto.cli.options.models import load_tokenizer, model_init_kwargs
     from fastkto.cli.options.peft_options import peft_config, quantization_config
     from fastkto.disk import check_writable
-    from fastkto.rows import normalise
     from fastkto.rows.selection import select
     from fastkto.training import KTOTrainer
     from fastkto.training.loading import model_source
@@ -85,12 +84,10 @@ def set_up(data: "DataArguments", options: "RowOptions", model: "ModelArguments"
     adapter, quantization = peft_config(model), quantization_config(model)
     tokenizer = load_tokenizer(name, data.chat_template, model.model_revision, config.trust_remote_code)
     evaluate = config.eval_strategy != "no"
-    train_rows, eval_rows = read_splits(data, evaluate=evaluate)
-    selected = select(normalise(train_rows, options), selection(data), config.seed)
+    train_rows, eval_rows = read_splits(data, options, evaluate=evaluate)
+    selected = select(train_rows, selection(data), config.seed)
     for line in selected.lines:
         logger.warning("%s", line)
-    if eval_rows is not None:
-        eval_rows = normalise(eval_rows, options, dataset_name="eval")
     return KTOTrainer(
         model=name,
         args=config,
@@ -103,10 +100,12 @@ def set_up(data: "DataArguments", options: "RowOptions", model: "ModelArguments"
 
 
 def train(trainer: "KTOTrainer") -> None:
-    """Train, save, push where asked, and end the process group."""
+    """Say what the data holds, train, save, push where asked, and end the process group."""
     from fastkto.disk import writing
 
     config = trainer.args
+    for line in trainer.data_summary.lines() if trainer.data_summary else []:
+        trainer.accelerator.print(line)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     with writing("output_dir", config.output_dir or ".", "the trained model"):
         trainer.save_model(config.output_dir)

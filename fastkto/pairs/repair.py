@@ -34,8 +34,13 @@ def make_pairable(
         batch = batches[here]
         counts = conflicts(*columns(batch))
         places = {i if full else prompt_keys[row]: i for i, row in enumerate(batch) if counts[i] > len(batch) // 2}
-        for there in _nearest(here, len(batches)):
+        keys = {prompt_keys[batch[i]] for i in places.values()}
+        crowd = crowds.setdefault(keys.pop(), _Crowd()) if len(keys) == 1 and not full else _Crowd()
+        for there in crowd.nearest(here, len(batches)):
             other = batches[there]
+            if not full and all(crowded(batch[i], other) for i in places.values()):
+                crowd.add(there)
+                continue
             for i in places.values():
                 row = batch[i]
                 clashes = [conflict(row, item) for item in other]
@@ -52,6 +57,10 @@ def make_pairable(
                     batch[i], other[j] = row, item
         return None
 
+    def crowded(row: int, other: list[int]) -> bool:
+        return sum(prompt_keys[row] == prompt_keys[item] for item in other) >= len(other) // 2
+
+    crowds: dict[int, _Crowd] = {}
     misses = [excess(*columns(batch)) for batch in batches]
     waiting = [i for i in reversed(range(len(batches))) if misses[i]]
     tries = [(True, False)] * (classes is not None) + [(False, False), (False, True)]
@@ -74,9 +83,35 @@ def make_pairable(
                 raise unpairable(len(prompt_keys), len(batches[0]))
 
 
-def _nearest(here: int, batches: int) -> Iterator[int]:
-    for distance in range(1, batches):
-        if here + distance < batches:
-            yield here + distance
-        if here >= distance:
-            yield here - distance
+class _Crowd:
+    """The batches that have no room for a prompt, side by side in sorted data: a search passes over each run of them
+    in one step, and all searches together take as long as there are batches."""
+
+    def __init__(self) -> None:
+        self.right: dict[int, int] = {}
+        self.left: dict[int, int] = {}
+
+    def add(self, batch: int) -> None:
+        """Pass over `batch` from now on."""
+        self.right[batch], self.left[batch] = batch + 1, batch - 1
+
+    def nearest(self, here: int, batches: int) -> Iterator[int]:
+        """The batches with room, the nearest to `here` first, of two equally near the later one."""
+        right, left = _end(self.right, here + 1), _end(self.left, here - 1)
+        while right < batches or left >= 0:
+            if right < batches and (left < 0 or right - here <= here - left):
+                yield right
+                right = _end(self.right, right + 1)
+            else:
+                yield left
+                left = _end(self.left, left - 1)
+
+
+def _end(steps: dict[int, int], start: int) -> int:
+    """Where a walk along `steps` ends; the steps that it took are shortened to one."""
+    end = start
+    while end in steps:
+        end = steps[end]
+    while start != end:
+        steps[start], start = end, steps[start]
+    return end

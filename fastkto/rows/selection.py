@@ -43,6 +43,9 @@ def select(rows: "Dataset", selection: Selection, seed: int) -> Selected:
     if chosen and not isinstance(rows, require("datasets", "train").Dataset):
         value = getattr(selection, chosen[0])
         raise InputError(chosen[0], value, "no streaming beside it: all rows are looked at first", "Leave one out.")
+    if chosen and "prompt" not in rows.column_names:
+        fix = "Leave it out, or choose the rows before they are tokenised."
+        raise InputError(chosen[0], getattr(selection, chosen[0]), "text or messages, not rows of token ids", fix)
     test, lines = None, []
     if selection.test_split_size is not None:
         kept, held_out = split_by_prompt(rows, selection.test_split_size, seed)

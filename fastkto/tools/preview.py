@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 
 from fastkto.batch import PaddingCollator
 from fastkto.batch.targets_and_kl import row_key
-from fastkto.errors import require
+from fastkto.errors import InputError, require
 from fastkto.pairs import PairableSampler, pair
 from fastkto.pairs.balance import auto_desirable_weight, batch_size_for, obeys_rule, one_class_share, weight_range
-from fastkto.rows import RowOptions, normalise
-from fastkto.rows.normalise import label_ties
-from fastkto.rows.readers import Reading, read_dataset, say
-from fastkto.rows.tokens import TokenReport, tokenize_with_report
+from fastkto.rows import RowOptions
+from fastkto.rows.normalise import label_ties, normalise_the_good
+from fastkto.rows.readers import read_dataset, say
+from fastkto.rows.shapes.decision import COUNTED
+from fastkto.rows.shapes.looking import reports_of
+from fastkto.rows.shapes.summary import Summary, TokenReport, summary_of
+from fastkto.rows.tokens import tokenize_the_good
 from fastkto.tools.preview_example import Example, example, render_example
 
 if TYPE_CHECKING:
@@ -28,12 +31,21 @@ SAMPLES = 4
 SOURCES = 12
 
 
+class Untrainable(InputError):
+    """The data does not train; `summary` holds every fault that was found, and not only the first."""
+
+    def __init__(self, error: InputError, summary: Summary) -> None:
+        super().__init__(error.argument, error.value, error.expected, error.fix)
+        self.summary = summary
+
+
 @dataclass(frozen=True)
 class Preview:
     """What training would see. Lengths are in tokens, before the cut at `max_length`; shares are of micro-batches."""
 
     source: int
     streamed: bool
+    summary: Summary
     report: TokenReport
     max_length: int | None
     desirable: int
@@ -52,14 +64,12 @@ class Preview:
     undesirable_weight: float
     examples: list[Example]
     """The first three rows."""
-    reading: Reading | None
     chosen: list[str]
     """What was held out or left out by a recipe."""
     by_source: list[tuple[str, int, int]]
     """Desirable and undesirable rows of each source, where the rows say where they come from."""
-    opposed: int
-    """Rows whose answer stands under both labels."""
-    opposed_examples: list[Example]
+    opposed: list[Example]
+    """Some of the rows whose answer stands under both labels."""
     of_each_label: list[Example]
 
 
@@ -97,17 +107,24 @@ def preview(
     streamed = isinstance(dataset, datasets.IterableDataset)
     if streamed:
         dataset = datasets.Dataset.from_list(list(dataset.take(STREAM_ROWS)), features=dataset.features)
-    rows, chosen = normalise(dataset, options), []
-    if choose is not None:
-        selected = choose(rows)
-        rows, chosen = selected.train, selected.lines
-    rows, report = tokenize_with_report(
-        rows, tokenizer, max_length=max_length, num_proc=num_proc, chat_template=chat_template
+    normalised, refused = normalise_the_good(dataset, options, reading=reading)
+    if len(normalised) == 0 and refused is not None:
+        sources = tuple(reports_of(normalised))
+        faults = tuple(fault for source in sources for fault in source.faults)
+        raise Untrainable(refused, Summary("train", sources, 0, 0, 0, faults))
+    chosen = []
+    if choose is not None and refused is None:
+        selected = choose(normalised)
+        normalised, chosen = selected.train, selected.lines
+    rows, report, failed = tokenize_the_good(
+        normalised, tokenizer, max_length=max_length, num_proc=num_proc, chat_template=chat_template
     )
-    columns = {column: rows[column][:] for column in rows.column_names}
-    labels = columns["label"]
-    lengths = [len(x) + len(y) for x, y in zip(columns["prompt_ids"], columns["completion_ids"], strict=True)]
-    keys, conversations = columns["prompt_key"], columns["conversation"]
+    summary = summary_of(normalised, report, "train")
+    if (error := refused or failed) is not None:
+        raise Untrainable(error, summary)
+    labels, keys, conversations = (rows[name][:] for name in ("label", "prompt_key", "conversation"))
+    prompts, completions = (_lengths(rows, name) for name in ("prompt_ids", "completion_ids"))
+    lengths = [x + y for x, y in zip(prompts, completions, strict=True)]
     sampler = PairableSampler(
         keys,
         conversations,
@@ -124,32 +141,31 @@ def preview(
         batch = order[start : start + batch_size]
         pair([keys[i] for i in batch], [conversations[i] for i in batch])
     PaddingCollator(0, max_length, kl=kl)([rows[i] for i in order[:batch_size]])
-    pairs = list(map(row_key, columns["prompt_ids"], columns["completion_ids"]))
-    both = _under_both_labels(pairs, labels)
-    desirable = sum(labels)
-    undesirable = len(labels) - desirable
+    desirable, undesirable = summary.desirable, summary.undesirable
     if desirable_weight == "auto":
         desirable_weight = auto_desirable_weight(desirable, undesirable, undesirable_weight)
 
     def shown(positions: Iterable[int]) -> list[Example]:
-        places = columns["row_id"] if reading is None else [reading.numbers[row_id] for row_id in columns["row_id"]]
         word = "row" if reading is None else "record"
-        return [example(rows[i], tokenizer, max_length, f"{word} {places[i]}") for i in positions]
+        return [
+            example(row, tokenizer, max_length, f"{word} {row['row_id']}") for row in map(rows.__getitem__, positions)
+        ]
 
-    has_scores = options.label_threshold is not None and options.label_column in dataset.column_names
+    has_scores = options.label_threshold is not None
     return Preview(
         source=len(dataset) if reading is None else reading.records,
         streamed=streamed,
+        summary=summary,
         report=report,
         max_length=max_length,
         desirable=desirable,
         undesirable=undesirable,
         ties=label_ties(dataset, options) if has_scores else None,
-        prompt_lengths=_percentiles([len(ids) for ids in columns["prompt_ids"]]),
-        completion_lengths=_percentiles([len(ids) for ids in columns["completion_ids"]]),
-        prompts=len({*columns["prompt_key"]}),
-        duplicates=len(pairs) - len({*pairs}),
-        contradictions=len({pairs[i] for i in both}),
+        prompt_lengths=_percentiles(prompts),
+        completion_lengths=_percentiles(completions),
+        prompts=report.prompts,
+        duplicates=report.duplicates,
+        contradictions=report.contradictions,
         batch_size=batch_size,
         refilled=sampler.refilled,
         one_class=one_class_share(desirable, undesirable, batch_size),
@@ -157,11 +173,9 @@ def preview(
         desirable_weight=float(desirable_weight),
         undesirable_weight=undesirable_weight,
         examples=shown(range(min(3, len(rows)))),
-        reading=reading,
         chosen=chosen,
-        by_source=_by_source(dataset, columns["row_id"], labels),
-        opposed=len(both),
-        opposed_examples=shown(_one_of_each_label(both, pairs, labels)[:4]),
+        by_source=_by_source(dataset, conversations, labels),
+        opposed=shown(_under_both_labels(rows, labels)[:SAMPLES]) if report.contradictions else [],
         of_each_label=shown([i for label in (True, False) for i in _first(labels, label, SAMPLES)]),
     )
 
@@ -169,22 +183,19 @@ def preview(
 def render(preview: Preview) -> str:
     """The preview as plain text, scored tokens in «»."""
     p, report = preview, preview.report
-    rows = trained_rows(p)
     lines = [line for one in p.examples for line in (*render_example(one), "")]
     first = "first " if p.streamed else ""
-    if p.reading is not None:
-        lines.append(f"reader       {p.reading.reader}")
+    for source in p.summary.sources:
+        lines += [f"reader       {source.reader}"] if source.reader else []
+        lines.append(f"columns      {source.columns}")
     lines += [
-        f"rows         {rows} to train on, from {first}{p.source} in the source; {p.prompts} prompts",
+        f"rows         {report.kept} to train on, from {first}{p.source} in the source; {p.prompts} prompts",
         f"labels       {p.desirable} desirable, {p.undesirable} undesirable",
     ]
     if len(p.by_source) > 1:
         lines += [f"  of         {name}: {good} desirable, {bad} undesirable" for name, good, bad in p.by_source]
-    if p.reading is not None:
-        lines += [f"left out     {line}" for line in p.reading.left_out.lines()]
+    lines += [f"left out     {line}" for source in p.summary.sources for line in source.left_out]
     lines += [f"chosen       {line}" for line in p.chosen]
-    if p.opposed:
-        lines.append(f"opposed      {opposed(p)}")
     if p.ties is not None:
         lines.append(f"ties         {p.ties} at the threshold, read as desirable")
     header = "".join(f"{percent_name(q):>8}" for q in PERCENTILES)
@@ -198,6 +209,7 @@ def render(preview: Preview) -> str:
     if report.diverged:
         text = f"{report.diverged} prompts are tokenised differently before a completion"
         lines.append(f"diverged     {text}; left out: {report.diverged_text!r}")
+    lines += [f"faults       {line}" for line in p.summary.fault_lines()]
     contradictions = f" ({p.contradictions} of them with both labels)" if p.contradictions else ""
     lines += [
         f"duplicates   {p.duplicates} rows repeat another's prompt and completion{contradictions}",
@@ -206,16 +218,6 @@ def render(preview: Preview) -> str:
         f"weights      {weights(p)}",
     ]
     return "\n".join(lines)
-
-
-def trained_rows(preview: Preview) -> int:
-    """How many rows are left to train on."""
-    return preview.report.rows - preview.report.dropped
-
-
-def opposed(preview: Preview) -> str:
-    """The contradictions, in words."""
-    return f"the same answer under both labels: {preview.opposed} rows; they cancel"
 
 
 def _remedy(preview: Preview) -> str:
@@ -240,27 +242,25 @@ def weights(preview: Preview) -> str:
     return f"{value}: outside the paper's rule; desirable_weight from {low:.3g} to {high:.3g} fits"
 
 
-def _under_both_labels(pairs: Sequence[Hashable], labels: Sequence[bool]) -> list[int]:
-    """Positions of the rows whose prompt and completion also stand under the other label, one answer after another."""
-    seen: dict[Hashable, list[int]] = {}
-    for i, key in enumerate(pairs):
-        seen.setdefault(key, []).append(i)
-    return [i for rows in seen.values() if len({labels[i] for i in rows}) > 1 for i in rows]
+def _under_both_labels(rows: "Dataset", labels: Sequence[bool]) -> list[int]:
+    """Positions of the first row of each label for every answer that stands under both, one answer after another."""
+    seen: dict[Hashable, dict[bool, int]] = {}
+    for i, row in enumerate(rows.select_columns(["prompt_ids", "completion_ids"])):
+        seen.setdefault(row_key(row["prompt_ids"], row["completion_ids"]), {}).setdefault(labels[i], i)
+    return [i for first in seen.values() if len(first) > 1 for i in first.values()]
 
 
-def _one_of_each_label(opposed: list[int], pairs: Sequence[Hashable], labels: Sequence[bool]) -> list[int]:
-    first = {(pairs[i], labels[i]): i for i in reversed(opposed)}
-    return [i for i in opposed if first[pairs[i], labels[i]] == i]
+def _by_source(dataset: "Dataset", places: list[int], labels: list[bool]) -> list[tuple[str, int, int]]:
+    """Counts by the text in the column `source`, the largest first; a row without one counts as "not said".
 
-
-def _by_source(dataset: "Dataset", row_ids: list[int], labels: list[bool]) -> list[tuple[str, int, int]]:
-    """Counts by the text in the column `source`, the largest first; a row without one counts as "not said"."""
-    if "source" not in dataset.column_names:
+    `places` are the positions in `dataset` of the rows that are trained on.
+    """
+    if COUNTED not in dataset.column_names or "prompt_ids" in dataset.column_names:
         return []
-    names = dataset["source"][:]
+    names = dataset[COUNTED][:]
     counts: dict[str, list[int]] = {}
-    for row_id, label in zip(row_ids, labels, strict=True):
-        counts.setdefault(str(names[row_id] or "not said"), [0, 0])[not label] += 1
+    for place, label in zip(places, labels, strict=True):
+        counts.setdefault(str(names[place] or "not said"), [0, 0])[not label] += 1
     ordered = sorted(counts.items(), key=lambda item: -sum(item[1]))
     rest = [count for _, count in ordered[SOURCES:]]
     named = [(name, good, bad) for name, (good, bad) in ordered[:SOURCES]]
@@ -269,6 +269,10 @@ def _by_source(dataset: "Dataset", row_ids: list[int], labels: list[bool]) -> li
 
 def _first(labels: list[bool], label: bool, count: int) -> list[int]:
     return [i for i, own in enumerate(labels) if own == label][:count]
+
+
+def _lengths(rows: "Dataset", column: str) -> list[int]:
+    return [len(ids) for batch in rows.select_columns([column]).iter(1000) for ids in batch[column]]
 
 
 def _percentiles(values: Sequence[int]) -> list[int]:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from html import escape
 
 from fastkto.pairs.balance import obeys_rule
-from fastkto.tools.preview import PERCENTILES, Preview, opposed, percent_name, trained_rows, weights
+from fastkto.rows.shapes.summary import CONTRADICTION, DUPLICATE, TOO_LONG
+from fastkto.tools.preview import PERCENTILES, Preview, Untrainable, percent_name, weights
 from fastkto.tools.preview_example import Example
 
 LONGEST = 1500
@@ -43,10 +44,11 @@ def page(preview: Preview, title: str) -> str:
     """The page; `title` names the data. Every text of the data is escaped."""
     p = preview
     first = "the first " if p.streamed else ""
+    readers = "".join(f"; read as {escape(source.reader)}" for source in p.summary.sources if source.reader)
     body = [
         f"<h1>{escape(title)}</h1>",
-        f'<p class="soft">{_count(trained_rows(p), "row")} to train on, from {first}{_count(p.source, "record")}; '
-        f"{_count(p.prompts, 'prompt')}{'' if p.reading is None else f'; read as {escape(p.reading.reader)}'}.</p>",
+        f'<p class="soft">{_count(p.report.kept, "row")} to train on, from {first}{_count(p.source, "record")}; '
+        f"{_count(p.prompts, 'prompt')}{readers}.</p>",
         *_faults(p),
         "<h2>Thumbs</h2>",
         *_balance(p),
@@ -57,22 +59,41 @@ def page(preview: Preview, title: str) -> str:
         '<p class="soft">What is <mark>marked</mark> is scored; the rest is context.</p>',
         *(_example(example) for example in p.of_each_label),
     ]
+    return _document(title, body)
+
+
+def page_of_faults(error: Untrainable, title: str) -> str:
+    """The page of data that does not train: why not, and everything that is wrong with it."""
+    summary = error.summary
+    found = [f"Left out: {line}" for source in summary.sources for line in source.left_out]
+    items = "".join(f"<li>{escape(line)}.</li>" for line in (*summary.fault_lines(), *found))
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="soft">As it is, this data cannot be trained on. {escape(str(error))}</p>',
+        f'<h2>Faults</h2><ul class="faults">{items}</ul>',
+        '<p class="soft">In brackets are the first rows of each kind; the first row of a file is 0.</p>',
+    ]
+    return _document(title, body)
+
+
+def _document(title: str, body: Sequence[str]) -> str:
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-    return f'<!doctype html>\n<html lang="en">\n<head>{head}<style>{STYLE}</style></head>\n<body>\n' + (
-        "\n".join(body) + "\n</body>\n</html>\n"
-    )
+    start = f'<!doctype html>\n<html lang="en">\n<head>{head}<style>{STYLE}</style></head>\n<body>\n'
+    return start + "\n".join(body) + "\n</body>\n</html>\n"
 
 
 def _faults(p: Preview) -> list[str]:
     """What is wrong with the data, the worst first, then what was chosen on purpose."""
     found: list[str] = []
-    if p.opposed:
-        examples = "".join(_example(example) for example in p.opposed_examples)
-        found.append(f"{_sentence(opposed(p))} Decide which label is right, or remove both.{examples}")
+    faults = {fault.kind: fault for fault in p.summary.faults}
+    if opposed := faults.pop(CONTRADICTION, None):
+        text = f"The same answer under both labels: {_count(opposed.rows, 'row')}; they cancel."
+        examples = "".join(_example(example) for example in p.opposed)
+        found.append(f"{text} Decide which label is right, or remove both.{examples}")
     if not (p.desirable and p.undesirable):
         found.append("All thumbs point the same way. Collect some of the other kind.")
-    if p.reading is not None:
-        found += [f"Left out: {escape(line)}." for line in p.reading.left_out.lines()]
+    found += [f"Left out: {escape(line)}." for source in p.summary.sources for line in source.left_out]
+    found += [f"Left out: {escape(str(fault))}." for kind, fault in faults.items() if kind not in (TOO_LONG, DUPLICATE)]
     if p.report.dropped:
         text = f"{_count(p.report.dropped, 'row')} left out: the prompt alone is {p.max_length} tokens or longer."
         found.append(text)
@@ -142,10 +163,6 @@ def _shorten(text: str) -> str:
     left_out = len(text) - LONGEST
     half = LONGEST // 2
     return text if left_out <= 0 else f"{text[:half]} [... {left_out} characters ...] {text[-half:]}"
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _count(number: int, noun: str) -> str:

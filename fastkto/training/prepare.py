@@ -13,6 +13,8 @@ from fastkto.pairs import PairableStream
 from fastkto.pairs.balance import auto_desirable_weight, batch_size_for, obeys_rule, one_class_share, weight_range
 from fastkto.pairs.conflicts import check_pairable
 from fastkto.rows import RowOptions, normalise, tokenize
+from fastkto.rows.shapes.summary import Summary, summary_of
+from fastkto.rows.tokens import tokenize_with_report
 
 logger = logging.get_logger(__name__)
 
@@ -21,11 +23,13 @@ ONE_CLASS_LIMIT = 0.05
 
 @dataclass(frozen=True)
 class Prepared:
-    """Rows that a dataloader can take, and how many of each class; None where streaming hides it."""
+    """Rows that a dataloader can take, how many of each class, and what is known of them; None where streaming hides
+    it."""
 
     rows: Any
     desirable: int | None
     undesirable: int | None
+    summary: Summary | None
 
     def desirable_weight(self, args: KTOConfig) -> float:
         """The weight given, or for "auto" the one that the paper's rule allows for these rows; warns outside it."""
@@ -54,13 +58,14 @@ def prepare(
     if not isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
         fix = "Load the data with fastkto.read_rows(path) or datasets.load_dataset(...), and choose a split."
         raise InputError(f"{name}_dataset", type(dataset).__name__, "a datasets.Dataset or IterableDataset", fix)
-    rows = tokenize(
-        normalise(dataset, RowOptions(), dataset_name=name),
-        tokenizer,
-        max_length=args.max_length,
-        num_proc=args.dataset_num_proc,
-        dataset_name=name,
-    )
+    source = normalise(dataset, RowOptions(), dataset_name=name)
+    options: dict[str, Any] = {"max_length": args.max_length, "num_proc": args.dataset_num_proc, "dataset_name": name}
+    summary = None
+    if isinstance(source, datasets.IterableDataset):
+        rows: Any = tokenize(source, tokenizer, **options)
+    else:
+        rows, report = tokenize_with_report(source, tokenizer, **options)
+        summary = summary_of(source, report, name)
     with_kl = args.loss_type == "kto"
     if with_kl and name != "train" and batch_size < 2:
         fix = "Raise it; max_tokens_per_forward bounds the memory of one forward."
@@ -70,11 +75,11 @@ def prepare(
             fix = "Load the data without streaming, or set precompute_ref_log_probs to False."
             raise InputError("precompute_ref_log_probs", True, "False with streaming data", fix)
         stream: IterableDataset = PairableStream(rows, batch_size, world_size=args.world_size)
-        return Prepared(stream if with_kl else rows, None, None)
+        return Prepared(stream if with_kl else rows, None, None, None)
     if with_kl:
         check_pairable(rows["prompt_key"], rows["conversation"], batch_size, world_size=args.world_size)
     desirable = sum(rows["label"])
-    prepared = Prepared(rows, desirable, len(rows) - desirable)
+    prepared = Prepared(rows, desirable, len(rows) - desirable, summary)
     if name == "train" and args.train_sampling_strategy in ("random", "group_by_length"):
         _warn_one_class(desirable, len(rows) - desirable, batch_size)
     return prepared

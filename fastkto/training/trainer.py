@@ -108,6 +108,7 @@ class KTOTrainer(Evaluation):
         for given in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
             check_token_ids(given, model)
         train = self._prepare_rows(train_dataset, "train", args.per_device_train_batch_size)
+        self.data_summary = train.summary
         settings = LossSettings(args.beta, train.desirable_weight(args), args.undesirable_weight, args.loss_type)
         evals = self._prepare_eval(eval_dataset, args)
         accelerator_config: Any = args.accelerator_config

@@ -58,6 +58,43 @@ def test_errors_are_those_of_training(workplace, capsys):
     assert not Path("out").exists()
 
 
+def test_A24_every_fault_is_counted_and_the_exit_code_says_whether_it_trains(workplace, capsys):
+    rows = [*ROWS, ROWS[0] | {"label": False}, ROWS[1], ROWS[2] | {"prompt": "long " * 99}]
+    rows += [ROWS[0] | change for change in ({"label": None}, {"completion": None}, {"prompt": None}, {"label": None})]
+    rows = [{"question": row.pop("prompt"), **row, "user": "kim"} for row in map(dict, rows)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = ["data", "rows.jsonl", "--model", "model", "--prompt_column", "question", "--max_length", "64"]
+    assert main(argv) == 1
+    shown = capsys.readouterr()
+    lines = [
+        "prompt <- question, completion <- completion, label <- label; not used: user",
+        "no label: 2 rows (15, 18)",
+        "no answer: 1 row (16)",
+        "no prompt: 1 row (17)",
+        "prompt too long: 1 row (14), left out",
+        "duplicate: 1 row (13)",
+        "contradiction: 2 rows (0, 12)",
+    ]
+    for line in lines:
+        assert line in shown.out
+    assert "row 15, column 'label'" in shown.err
+    assert main([*argv, "--html", "faults.html"]) == 1
+    page = Path("faults.html").read_text(encoding="utf-8")
+    assert all(f"<li>{line}" in page for line in lines[1:])
+    assert "<h1>rows.jsonl</h1>" in page
+    capsys.readouterr()
+    assert main([*argv, "--on_unrated", "drop", "--on_empty", "drop"]) == 0
+    shown = capsys.readouterr().out
+    for line in lines:
+        assert line in shown
+
+
+def test_options_of_the_chat_reach_the_preview(workplace, capsys):
+    tiny_tokenizer(chat=False).save_pretrained("model")
+    assert main(["data", "rows.jsonl", "--model", "model", "--chat", "true", "--chat_template", "chatml"]) == 0
+    assert "s\xb7t\xb7a\xb7n\xb7t\xb7\\n" in capsys.readouterr().out
+
+
 def test_the_page_and_what_is_chosen(workplace, capsys):
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, ROWS[0] | {"label": False}]))
     argv = ["data", "rows.jsonl", "--model", "model", "--html", "report.html", "--test_split_size", "3"]

@@ -1,5 +1,6 @@
 """Every row in every epoch, every batch pairable, the same for the same seed and epoch, whatever the strategy."""
 
+import time
 from collections import Counter
 
 import pytest
@@ -83,6 +84,18 @@ def test_an_order_that_is_fine_is_kept():
     assert list(distinct(10, 4, strategy="sequential")) == list(range(10))
     unpaired = PairableSampler([0, 0, 1, 1, 2, 2, 3, 3], list(range(8)), [True, False] * 4, 4, strategy="sequential")
     assert list(unpaired) == list(range(8))
+
+
+@pytest.mark.parametrize("prompts", [3, 8, 8000])
+def test_A26_sorted_rows_in_sequence_take_time_that_grows_with_their_number(prompts):
+    rows = 32_000
+    keys = [i * prompts // rows for i in range(rows)]
+    start = time.process_time()
+    order = list(PairableSampler(keys, list(range(rows)), [True] * rows, 8, strategy="sequential"))
+    assert time.process_time() - start < 4
+    assert sorted(order) == list(range(rows))
+    for batch in cut(order, 8):
+        pair([keys[row] for row in batch])
 
 
 def test_one_conflict_moves_two_rows():

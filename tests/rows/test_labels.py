@@ -14,13 +14,23 @@ from fastkto.rows.normalise import label_ties
 
 @pytest.mark.parametrize(
     ("cell", "label"),
-    [(True, True), (0, False), (1.0, True), ("true", True), ("false", False), (" False ", False), ("TRUE", True)],
+    [
+        (True, True),
+        (0, False),
+        (1.0, True),
+        ("true", True),
+        ("false", False),
+        (" False ", False),
+        ("TRUE", True),
+        ("1", True),
+        ("0.0", False),
+    ],
 )
 def test_labels_are_read_as_what_they_say(cell, label):
     assert rows_of([{"prompt": "a", "completion": "b", "label": cell}])[0]["label"] is label
 
 
-@pytest.mark.parametrize("cell", ["yes", "1", "", 2, -1, 0.5, float("nan"), None, [True]])
+@pytest.mark.parametrize("cell", ["yes", "", 2, -1, 0.5, float("nan"), None, [True]])
 def test_any_other_label_is_an_error_that_names_the_row(cell):
     good = {"prompt": "a", "completion": "b", "label": True}
     with pytest.raises(InputError, match=r"eval row 1, column 'label'") as error:

@@ -55,6 +55,12 @@ def test_an_empty_prompt_shows_its_first_token_unscored_and_long_rows_lose_their
     assert shown.report.cut == 1
 
 
+def test_an_emoji_shows_as_one():
+    text = render(look([{"prompt": "caf\xe9 ", "completion": "\U0001f600!", "label": True}, *rows(6)]))
+    assert "\xe9\xb7" in text
+    assert "\xab\U0001f600\xbb\xab!\xbb" in text
+
+
 def test_counts():
     records = rows(8)
     records += [records[1], records[1] | {"label": True}, rows(1)[0] | {"prompt": "p" * 64}]

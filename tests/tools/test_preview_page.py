@@ -70,7 +70,7 @@ def test_faults_come_first_and_the_worst_of_them_first():
     records = rows(8)
     records += [records[1] | {"label": True}, records[2] | {"label": False}, records[2], records[3]]
     shown = look([*records, rows(1)[0] | {"prompt": "p" * 400}])
-    assert (shown.opposed, shown.contradictions) == (5, 2)
+    assert shown.contradictions == 2
     text = page(shown, "x")
     faults = text[text.index("<h2>Faults</h2>") : text.index("<h2>Thumbs</h2>")]
     found = re.findall(r"<li>([^<]+)", faults)
@@ -87,7 +87,7 @@ def test_faults_come_first_and_the_worst_of_them_first():
         ("row 2", "desirable"),
         ("row 9", "undesirable"),
     ]
-    assert "opposed      the same answer under both labels: 5 rows; they cancel" in render(shown)
+    assert "contradiction: 5 rows (1, 2, 8, ...), the same answer under both labels: " in render(shown)
 
 
 def test_what_a_reader_left_out_and_counts_by_source(caplog):
@@ -122,3 +122,11 @@ def test_long_texts_lose_their_middle_and_one_label_alone_is_a_fault():
     text = page(look([row | {"completion": "z" * 4000, "label": True} for row in rows(4)], max_length=None), "x")
     assert re.search(r"z{500} \[\.\.\. \d+ characters \.\.\.\] z{500}", text)
     assert "All thumbs point the same way." in text
+
+
+def test_rows_that_are_left_out_are_faults_of_the_page():
+    records = [*rows(8), rows(1)[0] | {"label": None}, rows(1)[0] | {"completion": None}]
+    shown = look(records, options=RowOptions(on_unrated="drop", on_empty="drop"))
+    text = page(shown, "x")
+    assert "<li>Left out: no label: 1 row (8).</li><li>Left out: no answer: 1 row (9).</li>" in text
+    assert "8 rows to train on, from 10 records" in text

@@ -7,7 +7,7 @@ In: the command line and the text of a YAML file. Out: filled dataclasses, and w
     strict        unknown flags are errors that name the nearest known one
     yaml_config   the YAML file, with the line of every setting for its errors
     models        the tokenizer with its chat template, and `model_init_kwargs`
-    mixture       one data set, or several in one (`datasets:`), and their split for evaluation
+    mixture       one data set, or several in one (`datasets:`), each part by its own reader and columns
     peft_options  `ModelArguments` as configs of peft and bitsandbytes
     launch        the same command in several processes (`accelerate launch`)
 

@@ -9,7 +9,7 @@ from fastkto.errors import InputError
 
 @dataclass
 class MixturePart:
-    """One entry of `datasets`; the names are those of `datasets.load_dataset`."""
+    """One entry of `datasets`; the names are those of `datasets.load_dataset`, and `reader` is that of `RowOptions`."""
 
     path: str
     name: str | None = None
@@ -17,6 +17,7 @@ class MixturePart:
     data_files: str | list[str] | dict[str, str] | None = None
     split: str = "train"
     columns: list[str] | None = None
+    reader: str | None = None
     fraction: float | None = None
 
 
@@ -25,7 +26,11 @@ class DataArguments:
     """Where the rows come from."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": "A .json, .jsonl, .csv or .parquet file, a folder of them, or a Hub id."}
+        default=None,
+        metadata={
+            "help": "A .json, .jsonl, .csv or .parquet file, a pattern for such files, a folder of them or one of "
+            "save_to_disk, or a Hub id."
+        },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
@@ -35,7 +40,9 @@ class DataArguments:
     dataset_streaming: bool = field(default=False, metadata={"help": "Read the rows as they are needed."})
     datasets: list[dict[str, Any]] | None = field(
         default=None,
-        metadata={"help": "In a YAML file, a list of: path, name, data_dir, data_files, split, columns, fraction."},
+        metadata={
+            "help": "In a YAML file, a list of: path, name, data_dir, data_files, split, columns, reader, fraction."
+        },
     )
     streaming: bool = field(default=False, metadata={"help": "Stream the datasets of `datasets`."})
     test_split_size: float | None = field(
@@ -50,7 +57,8 @@ class DataArguments:
         default=None, metadata={"help": "Share of the unique undesirable examples that is kept."}
     )
     chat_template: str | None = field(
-        default=None, metadata={"help": "Jinja file that replaces the tokenizer's chat template."}
+        default=None,
+        metadata={"help": "Jinja file that replaces the tokenizer's chat template, or chatml for a base model."},
     )
     ignore_bias_buffers: bool = field(
         default=False, metadata={"help": "Accepted for TRL's sake; without effect there and here."}

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from fastkto.config import KTOConfig
 from fastkto.errors import InputError
-from fastkto.rows.encoding import read_chat_template
+from fastkto.rows.templates.encoding import read_chat_template
 
 
 def load_tokenizer(

@@ -4,16 +4,17 @@ import difflib
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastkto.errors import InputError, require
+from fastkto.rows.files.cells import json_type
 from fastkto.rows.labels import warn_once
 from fastkto.rows.readers import hh, oasst, openwebui, shp
 from fastkto.rows.readers.mapping import MISSING, Mapping, find, parsed
 from fastkto.rows.readers.products import MAPPINGS, SCORE, mapping_file
 from fastkto.rows.readers.tally import Numbered, Record, Tally
+from fastkto.rows.shapes.looking import is_map_style, rows_as_written
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -61,19 +62,16 @@ def read_records(records: Iterable[Record], options: "RowOptions", *, dataset_na
         return None
     if isinstance(read, Mapping):
         read = _named(read, options, records)
-        rows_of: Callable[[list[Record], Tally], Iterator[Numbered]] = _Scored(
-            read, options.label_threshold is not None
-        )
+        scored = options.label_threshold is not None or options.label_band is not None
+        rows_of: Callable[[list[Record], Tally], Iterator[Numbered]] = _Scored(read, scored)
     else:
         _refuse_columns(options, name)
         rows_of = read.read
     tally = Tally()
     numbered = list(rows_of(records, tally))
     rows = [row for _, row in numbered]
-    standard: dict[str, Any] = dict(zip(COLUMNS, ("prompt", "completion", "label"), strict=True))
-    reading = Reading(
-        name, len(records), rows, [number for number, _ in numbered], tally, replace(options, reader=None, **standard)
-    )
+    own: dict[str, Any] = dict.fromkeys(("reader", *COLUMNS))
+    reading = Reading(name, len(records), rows, [number for number, _ in numbered], tally, replace(options, **own))
     if not rows:
         fix = f"Left out: {'; '.join(tally.lines()) or 'nothing, it has no records'}."
         raise InputError(f"{dataset_name} dataset", f"no row as {name}", "at least one that can be trained on", fix)
@@ -84,15 +82,17 @@ def read_dataset(
     dataset: "Dataset", options: "RowOptions", *, dataset_name: str = "train"
 ) -> tuple["Dataset", "RowOptions", Reading | None]:
     """`read_records` of a dataset that is not streamed: the rows as a dataset, the options that read them on."""
-    datasets = require("datasets", "train")
-    if not isinstance(dataset, datasets.Dataset):
-        raise InputError("reader", options.reader, "a dataset that is not streamed", "Leave dataset_streaming out.")
-    reading = read_records(dataset.with_format(None), options, dataset_name=dataset_name)
+    if not is_map_style(dataset):
+        raise InputError("reader", options.reader, "a dataset that is not streamed", "Read it without streaming.")
+    reading = read_records(rows_as_written(dataset), options, dataset_name=dataset_name)
     if reading is None:
         return dataset, replace(options, reader=None), None
-    from_list = datasets.Dataset.from_list
-    mixed = {"on_mixed_types": "use_json"} if "on_mixed_types" in signature(from_list).parameters else {}
-    return from_list(_of_one_type(reading.rows), **mixed), reading.options, reading
+    datasets = require("datasets", "train")
+    rows = _of_one_type(reading.rows)
+    names = dict.fromkeys(name for row in rows for name in row)
+    types = {name: datasets.Value("string") if name == "source" else json_type() for name in names}
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(types)), reading.options, reading
 
 
 def say(reading: Reading | None, dataset_name: str) -> None:
@@ -141,7 +141,7 @@ def _named(mapping: Mapping, options: "RowOptions", records: list[Record]) -> Ma
     """The mapping with the columns that the user named in place of its own, and the rating's name filled in."""
     given = {name.removesuffix("_column"): getattr(options, name) for name in COLUMNS}
     label = given.pop("label")
-    given = {name: path for name, path in given.items() if path != name}
+    given = {name: path for name, path in given.items() if path is not None}
     if mapping.messages is not None and len(given) == 2:
         mapping = replace(mapping, messages=None)
     for name, path in given.items():
@@ -151,10 +151,11 @@ def _named(mapping: Mapping, options: "RowOptions", records: list[Record]) -> Ma
             raise InputError(f"{name}_column", path, f"nothing beside records with {shape}", fix)
     mapping = replace(mapping, **given)
     named = isinstance(mapping.label, str) and mapping.label.endswith(SCORE)
-    if mapping.chosen is not None or (label == "label" and not named):
+    if mapping.chosen is not None or (label is None and not named):
         return mapping
     parent = str(mapping.label).removesuffix(SCORE) if named else ""
-    path = label if label.startswith(parent) else parent + label
+    path = label or "label"
+    path = path if path.startswith(parent) else parent + path
     entries = [entry for record in records for entry in _entries(mapping, record)]
     if all(find(entry, path, exists=True) is MISSING for entry in entries):
         places = [find(entry, parent.rstrip(".")) if parent else entry for entry in entries]
@@ -186,13 +187,13 @@ def _ratings(place: Any) -> list[str]:
 
 def _refuse_columns(options: "RowOptions", name: str) -> None:
     for option in COLUMNS:
-        if (column := getattr(options, option)) != option.removesuffix("_column"):
+        if (column := getattr(options, option)) is not None:
             fix = f"The {name} reader knows where its records hold what. Leave {option} out."
             raise InputError(option, column, f"nothing beside reader={name}", fix)
 
 
 def _of_one_type(rows: list[Record]) -> list[Record]:
-    """Labels of several types as one that Arrow has: numbers, or words that a label_map reads like the values."""
+    """Labels of several types as one: numbers, or words that a label_map reads like the values."""
     types = {type(row["label"]) for row in rows if "label" in row}
     if len(types) < 2:
         return rows

@@ -84,6 +84,7 @@ def test_langfuse_cells_of_a_csv_hold_json():
 def test_scores_are_averaged_only_where_they_are_read_as_scores():
     records = [trace(stars=[5, 4]), trace(stars=[3]), trace(stars=["2"])]
     assert [row["label"] for row in langfuse(*records, label_column="stars", label_threshold=4).rows] == [4.5, 3, 2]
+    assert [row["label"] for row in langfuse(*records, label_column="stars", label_band=[2, 4]).rows] == [4.5, 3, 2]
     assert [row["label"] for row in langfuse(*records, label_column="stars").rows] == [3, 2]
 
 

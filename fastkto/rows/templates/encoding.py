@@ -2,17 +2,21 @@
 
 import hashlib
 import struct
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastkto.errors import InputError
-from fastkto.rows.formats import json_cell
+from fastkto.rows.shapes.faults import UNRENDERABLE, Unusable
+from fastkto.rows.shapes.messages import json_cell
+from fastkto.rows.templates.builtin import read_chat_template
+from fastkto.rows.templates.long_text import LONG, first_ids
+from fastkto.rows.templates.parts import readable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _MARK = "fastkto:content"
+__all__ = ["common_prefix", "encode_row", "prompt_key", "read_chat_template", "tokenize_row"]
 
 
 def tokenize_row(
@@ -30,58 +34,72 @@ def prompt_key(prompt_ids: Sequence[int]) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
-def read_chat_template(chat_template: str | None) -> str | None:
-    """The text of a chat template given as a path or as the template itself."""
-    if chat_template is None or "{" in chat_template:
-        return chat_template
-    if not Path(chat_template).is_file():
-        raise InputError("chat_template", chat_template, "a Jinja file that exists, or a template", "Check the path.")
-    return Path(chat_template).read_text(encoding="utf-8")
-
-
 def encode_row(
-    row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", chat_template: str | None, where: str
+    row: dict[str, Any],
+    tokenizer: "PreTrainedTokenizerBase",
+    chat_template: str | None,
+    where: str,
+    max_length: int | None = None,
 ) -> tuple[list[int], list[int]]:
-    """Token ids of the prompt alone and of [prompt | completion]."""
+    """Token ids of the prompt alone and of [prompt | completion].
+
+    Of a text that is very long and will be cut at `max_length`, only those ids that may be kept.
+    """
     truncated = bool(row.get("truncated"))
+    enough = None if max_length is None else 2 * max_length + 2  # y' stands behind shorter prompts too
     if isinstance(row["prompt"], str):
-        return _encode_text(row["prompt"], row["completion"], tokenizer, truncated, where)
+        return _encode_text(row["prompt"], row["completion"], tokenizer, truncated, where, enough)
     if not (chat_template or tokenizer.chat_template):
         raise InputError(
             "chat_template",
             None,
             f"one, because {where} holds messages",
-            "Give one with --chat_template PATH, or write prompt and completion as plain text.",
+            "Give one with --chat_template PATH, or chatml for a base model, or write prompt and completion as plain "
+            "text.",
         )
-    arguments = json_cell(row.get("chat_template_kwargs"), f"{where}, column 'chat_template_kwargs'") or {}
-    arguments = {"tools": json_cell(row.get("tools"), f"{where}, column 'tools'")} | _present(arguments)
+    arguments = {"tools": json_cell(row.get("tools"), f"{where}, column 'tools'")}
+    arguments |= json_cell(row.get("chat_template_kwargs"), f"{where}, column 'chat_template_kwargs'") or {}
     if chat_template:
         arguments["chat_template"] = chat_template
-    prompt, completion = _present(row["prompt"]), _present(row["completion"])
+
+    def render(messages: list[dict[str, Any]], **more: Any) -> str:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **arguments, **more))
+
+    def ids(messages: list[dict[str, Any]], **more: Any) -> list[int]:
+        if enough is not None and _characters(messages) > LONG:
+            return first_ids(tokenizer, render(messages, **more), enough, where, add_special_tokens=False)
+        rendered: Any = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **arguments, **more)
+        return list(rendered["input_ids"])
+
     try:
-        alone = _render(tokenizer, prompt, add_generation_prompt=True, **arguments)
+        prompt, completion = readable(row["prompt"], row["completion"], render, where)
+        alone = ids(prompt, add_generation_prompt=True)
         if truncated:
-            text = _unfinished(prompt, completion, tokenizer, arguments, where)
-            together = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+            text = _unfinished(prompt, completion, render, where)
+            together = first_ids(tokenizer, text, enough, where, add_special_tokens=False)
         else:
-            together = _render(tokenizer, prompt + completion, **arguments)
+            together = ids(prompt + completion)
     except InputError:
         raise
     except _unrenderable() as error:
         fix = "Correct the messages or the template."
-        raise InputError(
-            where, f"{type(error).__name__}: {error}", "messages that the chat template takes", fix
-        ) from error
+        said = f"{type(error).__name__}: {error}"
+        raise Unusable(where, said, "messages that the chat template takes", fix, UNRENDERABLE) from error
     return alone, together
 
 
-def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]], **arguments: Any) -> list[int]:
-    rendered: Any = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **arguments)
-    return list(rendered["input_ids"])
+def _characters(messages: list[dict[str, Any]]) -> int:
+    contents = [message.get("content") for message in messages]
+    return sum(len(content) for content in contents if isinstance(content, str))
 
 
 def _encode_text(
-    prompt: str, completion: str, tokenizer: "PreTrainedTokenizerBase", truncated: bool, where: str
+    prompt: str,
+    completion: str,
+    tokenizer: "PreTrainedTokenizerBase",
+    truncated: bool,
+    where: str,
+    enough: int | None,
 ) -> tuple[list[int], list[int]]:
     eos, eos_id, bos_id = tokenizer.eos_token, tokenizer.eos_token_id, tokenizer.bos_token_id
     if eos is None and not truncated:
@@ -89,7 +107,7 @@ def _encode_text(
         raise InputError("tokenizer.eos_token", None, f"one that ends the completion of {where}", fix)
     if eos:
         completion = completion.removesuffix(eos) + ("" if truncated else eos)
-    alone, together = (list(tokenizer(text=text)["input_ids"]) for text in (prompt, prompt + completion))
+    alone, together = (first_ids(tokenizer, text, enough, where) for text in (prompt, prompt + completion))
     for ids in (alone, together):
         if bos_id is not None and ids[:2] == [bos_id, bos_id]:
             del ids[0]
@@ -99,39 +117,20 @@ def _encode_text(
 
 
 def _unfinished(
-    prompt: list[dict[str, Any]],
-    completion: list[dict[str, Any]],
-    tokenizer: "PreTrainedTokenizerBase",
-    arguments: dict[str, Any],
-    where: str,
+    prompt: list[dict[str, Any]], completion: list[dict[str, Any]], render: Callable[..., str], where: str
 ) -> str:
     """[prompt | completion] as text up to the last character of the content, without the end of the turn."""
     marked = [*completion[:-1], completion[-1] | {"content": _MARK}]
-    whole, other = (
-        str(tokenizer.apply_chat_template(prompt + end, tokenize=False, **arguments)) for end in (completion, marked)
-    )
+    whole, other = (render(prompt + end) for end in (completion, marked))
     _, found, ending = other.rpartition(_MARK)
     if not found or not whole.endswith(ending):
-        raise InputError(
+        raise Unusable(
             f"{where}, column 'truncated'",
             True,
             "a chat template that ends every answer with the same text",
             "Mark the row as not truncated, remove it, or use another template.",
         )
     return whole.removesuffix(ending)
-
-
-def _message(message: dict[str, Any]) -> dict[str, Any]:
-    """A message without the empty fields that Arrow adds where another row has one."""
-    return _present({key: value for key, value in message.items() if key != "content"}) | {
-        "content": message["content"]
-    }
-
-
-def _present(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _present(item) for key, item in value.items() if item is not None}
-    return [_present(item) for item in value] if isinstance(value, list) else value
 
 
 def _unrenderable() -> tuple[type[Exception], ...]:
