@@ -30,17 +30,17 @@ def step(t, batch):
 
 @pytest.mark.parametrize("packing", [True, False])
 @pytest.mark.parametrize("max_tokens", [None, 90])
-def test_forwards_that_keep_other_ranks_company_add_nothing(packing, max_tokens, tmp_path):
+def test_extra_forwards_for_other_ranks_add_nothing(packing, max_tokens, tmp_path):
     t = trainer(tmp_path, packing=packing, max_tokens_per_forward=max_tokens, ref_model=noisy(tiny_llama()))
     batch = t.data_collator([t.train_dataset[i] for i in range(8)])
     counts = forwards_of(t.model)
     loss, gradients = step(t, batch)
     alone = dict(counts)
     assert (alone[True] == 1) == (max_tokens is None)
-    again, with_company = step(t, {**batch, "forwards": 6})
+    again, with_extra = step(t, {**batch, "forwards": 6})
     assert counts[True] - alone[True] == 6
     assert_close(again, loss.double(), loss)
-    for ours, plain in zip(with_company, gradients, strict=True):
+    for ours, plain in zip(with_extra, gradients, strict=True):
         assert_close(ours, plain.double(), plain)
 
 
@@ -50,7 +50,7 @@ def test_the_reference_runs_for_a_rank_that_misses_it_and_keeps_what_is_cached(t
     cached = t.reference(batch)
     counts, puts = forwards_of(t.reference.model), []
     monkeypatch.setattr(t.reference.cache, "put", lambda *put: puts.append(put))
-    monkeypatch.setattr(t.reference, "_company", True)
+    monkeypatch.setattr(t.reference, "_agrees", True)
     for missing_elsewhere in (True, False):
         monkeypatch.setattr(t.reference, "_agree", lambda own, missing, other=missing_elsewhere: (3, other))
         batch.pop("forwards", None)

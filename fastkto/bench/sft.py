@@ -14,7 +14,7 @@ from fastkto.head.backends import choose
 from fastkto.head.backends.base import Wanted
 from fastkto.head.logprobs import prepare
 from fastkto.training import KTOTrainer
-from fastkto.trunk.run import Scored, run
+from fastkto.trunk.run import Scored, run_batch
 
 
 class SFTTrainer(KTOTrainer):
@@ -33,7 +33,7 @@ class SFTTrainer(KTOTrainer):
             loss: torch.Tensor = _CrossEntropy.apply(scored.hidden, module.weight, *how)
             return loss
 
-        return run(self._forward._replace(model=model), inputs, cross_entropy)[0]
+        return run_batch(self._model_run._replace(model=model), inputs, cross_entropy)[0]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The Trainer's line and the tokens of the step, without KTO's figures."""

@@ -8,7 +8,7 @@ import torch
 from fastkto.head.fused_kto import FusedKTO, fused_linear_kto, kto_of_token_stats, row_sums
 from fastkto.head.logprobs import TokenStats, module_token_stats, token_stats
 from fastkto.trunk.modules import Head
-from fastkto.trunk.run import Batch, Forward, Scored, forwards, keep_company, run
+from fastkto.trunk.run import Batch, ModelRun, Scored, num_forwards, run_batch, run_extra_forwards
 
 
 class LossSettings(NamedTuple):
@@ -20,17 +20,17 @@ class LossSettings(NamedTuple):
     loss_type: str
 
 
-def row_logps(forward: Forward, batch: Batch, *, graph: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+def row_logps(run: ModelRun, batch: Batch, *, graph: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Summed log-probs of the rows (B,) and of their mismatched pairs (B,), the latter never with a graph."""
     with torch.set_grad_enabled(graph):
-        parts = run(forward, batch, lambda scored: _stats(scored, forward.backend))
-        keep_company(forward, batch, lambda scored: _stats(scored, forward.backend))
+        parts = run_batch(run, batch, lambda scored: _stats(scored, run.backend))
+        run_extra_forwards(run, batch, lambda scored: _stats(scored, run.backend))
     stats, kl_logps = _joined(parts)
-    return row_sums(stats.logps, batch["cu_seqlens"], forward.backend), kl_logps
+    return row_sums(stats.logps, batch["cu_seqlens"], run.backend), kl_logps
 
 
 def kto_step(
-    forward: Forward,
+    run: ModelRun,
     batch: Batch,
     ref_logps: torch.Tensor,
     ref_kl_logps: torch.Tensor | None,
@@ -42,11 +42,11 @@ def kto_step(
     """Loss of a micro-batch, and the trunk's auxiliary loss averaged over its rows.
 
     In one forward the head knows z0 before it scores the targets and forms gradients on the way (`fused_linear_kto`).
-    Several forwards share one z0, so their graphs wait for it; those that only keep other ranks company add nothing.
+    Several forwards share one z0, so their graphs wait for it; those run for other ranks add nothing.
     """
     loss: dict[str, Any] = {**settings._asdict(), "num_rows": num_rows, "reduce": reduce}
     labels = batch["label"]
-    if forward.plain_head and forwards(forward, batch) == 1:
+    if run.plain_head and num_forwards(run, batch) == 1:
 
         def fused(scored: Scored) -> tuple[FusedKTO, torch.Tensor | None]:
             out = fused_linear_kto(
@@ -64,15 +64,15 @@ def kto_step(
                 softcap=scored.head.softcap,
                 scale=scored.head.scale,
                 stats=True,
-                backend=forward.backend,
+                backend=run.backend,
                 **loss,
             )
             return out, scored.aux_loss
 
-        return run(forward, batch, fused)[0]
+        return run_batch(run, batch, fused)[0]
 
-    parts = run(forward, batch, lambda scored: _stats(scored, forward.backend))
-    company = keep_company(forward, batch, lambda scored: _stats(scored, forward.backend))
+    parts = run_batch(run, batch, lambda scored: _stats(scored, run.backend))
+    extra = run_extra_forwards(run, batch, lambda scored: _stats(scored, run.backend))
     stats, kl_logps = _joined(parts)
     out = kto_of_token_stats(
         stats,
@@ -81,11 +81,11 @@ def kto_step(
         ref_logps,
         kl_logps=kl_logps,
         ref_kl_logps=ref_kl_logps,
-        backend=forward.backend,
+        backend=run.backend,
         **loss,
     )
-    if company:  # the backward gathers weights too
-        out = out._replace(loss=out.loss + 0.0 * torch.cat([part.tokens.logps for part in company]).sum())
+    if extra:  # the backward gathers weights too
+        out = out._replace(loss=out.loss + 0.0 * torch.cat([part.tokens.logps for part in extra]).sum())
     return out, _mean_aux_loss(parts)
 
 

@@ -17,7 +17,7 @@ from fastkto.step.logp_cache import LogpCache
 from fastkto.step.micro_step import row_logps
 from fastkto.step.reference_model import fingerprint, reference_adapter
 from fastkto.trunk.modules import evaluating, is_peft_model
-from fastkto.trunk.run import Batch, Forward, forwards
+from fastkto.trunk.run import Batch, ModelRun, num_forwards
 
 logger = logging.get_logger(__name__)
 
@@ -43,12 +43,12 @@ class Reference:
     policy, so that its activations are gone when the policy's exist.
     """
 
-    def __init__(self, policy: Forward, model: Any | None, cache: LogpCache | None, accelerator: Accelerator) -> None:
+    def __init__(self, policy: ModelRun, model: Any | None, cache: LogpCache | None, accelerator: Accelerator) -> None:
         self.policy, self.model, self.cache, self.accelerator = policy.model, model, cache, accelerator
-        self.forward = policy._replace(router_logits=False)
+        self.run = policy._replace(router_logits=False)
         self.policy_moved = False
         uneven = policy.max_tokens is not None or cache is not None
-        self._company = uneven and accelerator.num_processes > 1 and shards(accelerator)
+        self._agrees = uneven and accelerator.num_processes > 1 and shards(accelerator)
 
     def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(ref_logps, ref_kl_logps); the second is None where the batch has no KL stream.
@@ -59,8 +59,8 @@ class Reference:
         prefixes = ["", "KL_"] if "KL_row_keys" in batch else [""]
         found = {prefix: self._cached(batch, prefix) for prefix in prefixes}
         missing = anywhere = any(logps is None for logps in found.values())
-        if self._company:
-            batch["forwards"], anywhere = self._agree(forwards(self.forward, batch), missing)
+        if self._agrees:
+            batch["forwards"], anywhere = self._agree(num_forwards(self.run, batch), missing)
         if anywhere:
             computed = self._compute(batch)
             if missing:
@@ -110,7 +110,7 @@ class Reference:
             model = self.policy if self.model is None else self.model
             stack.enter_context(evaluating(model))
             stack.enter_context(self.accelerator.autocast())
-            both = row_logps(self.forward._replace(model=model), batch)
+            both = row_logps(self.run._replace(model=model), batch)
         return {prefix: values for prefix, values in zip(("", "KL_"), both, strict=True) if values is not None}
 
     def _store(self, batch: Batch, logps: dict[str, torch.Tensor]) -> None:

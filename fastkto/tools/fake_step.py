@@ -15,7 +15,7 @@ from fastkto.head.logprobs import module_token_stats
 from fastkto.step.reference_model import reference_adapter
 from fastkto.tools.footprint import GRADIENTS, HEAD, KEPT, Footprint
 from fastkto.trunk.modules import evaluating, install_scorer, unwrap_peft
-from fastkto.trunk.run import Batch, Forward, Scored, forwards, run
+from fastkto.trunk.run import Batch, ModelRun, Scored, num_forwards, run_batch
 
 NOTHING = Wanted(hidden=False, weight=False, bias=False)
 
@@ -28,7 +28,7 @@ class FakeStep:
         for each in (policy, reference):
             if each is not None:
                 install_scorer(unwrap_peft(each))
-        self.forward = Forward.of(policy, args)
+        self.run = ModelRun.of(policy, args)
         self.backend = choose(args.head_backend, args.device)
 
     def take(self, batch: Batch) -> None:
@@ -36,18 +36,18 @@ class FakeStep:
         if not self.args.precompute_ref_log_probs:
             with torch.no_grad(), mixed_precision(self.args, self.args.device):
                 self._run_reference(batch)
-        fused = self.forward.plain_head and forwards(self.forward, batch) == 1
+        fused = self.run.plain_head and num_forwards(self.run, batch) == 1
         # what a forward with a graph makes mostly outlives it
         with mixed_precision(self.args, self.args.device), self.footprint.labelled(KEPT):
-            loss = torch.stack(run(self.forward, batch, lambda scored: self._with_graph(scored, fused))).sum()
+            loss = torch.stack(run_batch(self.run, batch, lambda scored: self._with_graph(scored, fused))).sum()
         loss.backward()  # type: ignore[no-untyped-call]
 
     def _run_reference(self, batch: Batch) -> None:
         if self.reference is not None:
-            run(self.forward._replace(model=self.reference, router_logits=False), batch, self._without_graph)
+            run_batch(self.run._replace(model=self.reference, router_logits=False), batch, self._without_graph)
             return
         with reference_adapter(self.policy), evaluating(self.policy):
-            run(self.forward._replace(router_logits=False), batch, self._without_graph)
+            run_batch(self.run._replace(router_logits=False), batch, self._without_graph)
 
     def _without_graph(self, scored: Scored) -> None:
         hidden, targets = scored.hidden, scored.targets

@@ -11,7 +11,7 @@ from fastkto.config import KTOConfig, mixed_precision
 from fastkto.errors import InputError
 from fastkto.pairs import PairableSampler
 from fastkto.step.probe import NO_WEIGHTS, probe_rows, why_not_packed, window_of
-from fastkto.trunk import Forward
+from fastkto.trunk import ModelRun
 from fastkto.trunk.modules import unwrap_peft
 
 logger = logging.get_logger(__name__)
@@ -20,7 +20,7 @@ LOOKED_AT = 512  # rows from which the probe chooses its few
 
 
 def choose_collator(
-    forward: Forward, rows: Any, args: KTOConfig, *, pad_token_id: int
+    run: ModelRun, rows: Any, args: KTOConfig, *, pad_token_id: int
 ) -> PackingCollator | PaddingCollator:
     """The packing collator where the model proves, on the first rows, to allow it; else the padding one, and why.
 
@@ -31,10 +31,10 @@ def choose_collator(
     padding = PaddingCollator(pad_token_id, args.max_length, kl=kl, pad_to_multiple_of=multiple)
     if args.packing is False:
         return padding
-    model = unwrap_peft(forward.model)
+    model = unwrap_peft(run.model)
     candidates = probe_rows(list(itertools.islice(rows, LOOKED_AT)), window_of(model.config), args.max_length)
     with mixed_precision(args, model.device):
-        reason = why_not_packed(forward, candidates, pad_token_id=pad_token_id, max_length=args.max_length, kl=kl)
+        reason = why_not_packed(run, candidates, pad_token_id=pad_token_id, max_length=args.max_length, kl=kl)
     reason = _of_any_rank(reason)
     if reason is None:
         if args.torch_compile:

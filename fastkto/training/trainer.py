@@ -37,7 +37,7 @@ from fastkto.training.loading import (
     policy_and_reference,
 )
 from fastkto.training.prepare import prepare
-from fastkto.trunk import Forward
+from fastkto.trunk import ModelRun
 from fastkto.trunk.modules import aux_loss_coef, check_head, disable_dropout, install_scorer, unwrap_peft
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class KTOTrainer(Evaluation):
         args = self.args
         base = unwrap_peft(self.model)
         self.aux_loss_coef = aux_loss_coef(base, args.router_aux_loss_coef)
-        self._forward = Forward.of(self.model, args)
+        self._model_run = ModelRun.of(self.model, args)
         for each in (self.model, reference_model):
             if each is not None:
                 install_scorer(unwrap_peft(each))
@@ -167,10 +167,10 @@ class KTOTrainer(Evaluation):
             self.add_callback(self._moving)
         if data_collator is None:
             collator: Any = choose_collator(
-                self._forward, self.train_dataset, args, pad_token_id=tokenizer.pad_token_id
+                self._model_run, self.train_dataset, args, pad_token_id=tokenizer.pad_token_id
             )
             self.data_collator = collator
-        self.reference = Reference(self._forward, reference_model, cache, self.accelerator)
+        self.reference = Reference(self._model_run, reference_model, cache, self.accelerator)
         self._meters = {kind: Meter(self._sum_over_ranks) for kind in ("train", "eval")}
         if cache is not None:
             self._fill_cache()
@@ -203,7 +203,7 @@ class KTOTrainer(Evaluation):
         ref_logps, ref_kl_logps = self.reference(inputs)
         rows = len(inputs["label"])
         out, aux_loss = kto_step(
-            self._forward._replace(model=model),
+            self._model_run._replace(model=model),
             inputs,
             ref_logps,
             ref_kl_logps,

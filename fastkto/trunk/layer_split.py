@@ -76,7 +76,7 @@ def _run_split(
     """`forward` of one layer on both parts; `stock` is the checkpointing function where the layer is checkpointed."""
     targets, tokens = layout.target_tokens, layout.target_tokens + layout.kl_tokens
     stash = Stash(open=layout.kl_tokens > 0)
-    run = partial(_run_packed, layer, forward, config)
+    run = partial(_run_part, layer, forward, config)
 
     def part(tail: bool) -> tuple[list[Any], dict[str, Any]]:
         def cut(x: Any) -> Any:
@@ -114,7 +114,7 @@ def _without_reentry(stock: Callable[..., Any]) -> Callable[..., Any]:
     return stock
 
 
-def _run_packed(layer: nn.Module, forward: Callable[..., Any], config: Any, /, *args: Any, **kwargs: Any) -> Any:
+def _run_part(layer: nn.Module, forward: Callable[..., Any], config: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Also what the backward runs again: outside of the model's forward, and not to be checkpointed within itself."""
     with ExitStack() as stack:
         stack.enter_context(packed_attention(config))

@@ -17,7 +17,7 @@ Batch = dict[str, Any]
 Result = TypeVar("Result")
 
 
-class Forward(NamedTuple):
+class ModelRun(NamedTuple):
     """How one model is run on a batch."""
 
     model: Any
@@ -29,7 +29,7 @@ class Forward(NamedTuple):
     router_logits: bool = False
 
     @classmethod
-    def of(cls, model: Any, args: KTOConfig) -> "Forward":
+    def of(cls, model: Any, args: KTOConfig) -> "ModelRun":
         """How a policy is run in a training with these arguments."""
         base = unwrap_peft(model)
         return cls(
@@ -58,31 +58,34 @@ class Scored(NamedTuple):
     """A mixture of experts' load-balancing loss over the target tokens, where asked for."""
 
 
-def forwards(forward: Forward, batch: Batch) -> int:
-    """How many forwards of the model a batch takes a stream: its own, or as many as the ranks agreed on."""
-    own = len(batch["sequences"]) if "sequences" in batch else len(_row_parts(forward, batch))
+def num_forwards(run: ModelRun, batch: Batch) -> int:
+    """How many forwards of the model a batch takes, per stream: its own, or as many as the ranks agreed on."""
+    own = len(batch["sequences"]) if "sequences" in batch else len(_row_parts(run, batch))
     return max(own, batch.get("forwards", 0))
 
 
-def run(forward: Forward, batch: Batch, score: Callable[[Scored], Result]) -> list[Result]:
+def run_batch(run: ModelRun, batch: Batch, score: Callable[[Scored], Result]) -> list[Result]:
     """`score` of every forward of a batch, rows in order."""
     if "sequences" in batch:
-        return [_run_packed(forward, sequence, score) for sequence in batch["sequences"]]
-    return [_run_padded(forward, batch, part, score) for part in _row_parts(forward, batch)]
+        return [_run_packed(run, sequence, score) for sequence in batch["sequences"]]
+    return [_run_padded(run, batch, part, score) for part in _row_parts(run, batch)]
 
 
-def keep_company(forward: Forward, batch: Batch, score: Callable[[Scored], Result]) -> list[Result]:
-    """`score` of the forwards that ranks agreed on beyond this batch's own: its smallest part, again and again."""
+def run_extra_forwards(run: ModelRun, batch: Batch, score: Callable[[Scored], Result]) -> list[Result]:
+    """`score` of the forwards that ranks agreed on beyond this batch's own: its smallest part, again and again.
+
+    Every forward of a sharded model gathers weights from all ranks: one that stops early leaves the others hanging.
+    """
     if "sequences" in batch:
         sequences = batch["sequences"]
         least = min(sequences, key=lambda sequence: sequence["input_ids"].shape[1])
-        return [_run_packed(forward, least, score) for _ in range(forwards(forward, batch) - len(sequences))]
-    parts = _row_parts(forward, batch)
+        return [_run_packed(run, least, score) for _ in range(num_forwards(run, batch) - len(sequences))]
+    parts = _row_parts(run, batch)
     fewest = min(parts, key=lambda part: part.stop - part.start)
-    return [_run_padded(forward, batch, fewest, score) for _ in range(forwards(forward, batch) - len(parts))]
+    return [_run_padded(run, batch, fewest, score) for _ in range(num_forwards(run, batch) - len(parts))]
 
 
-def _run_packed(forward: Forward, sequence: Batch, score: Callable[[Scored], Result]) -> Result:
+def _run_packed(run: ModelRun, sequence: Batch, score: Callable[[Scored], Result]) -> Result:
     def scorer(hidden_1TD: torch.Tensor, head: Head, aux_loss: torch.Tensor | None) -> Result:
         hidden_TD = hidden_1TD[0]
         kl_hidden = None
@@ -90,18 +93,18 @@ def _run_packed(forward: Forward, sequence: Batch, score: Callable[[Scored], Res
             kl_hidden = hidden_TD.detach().index_select(0, sequence["KL_logit_index"])
         return score(_scored(sequence, head, hidden_TD.index_select(0, sequence["logit_index"]), kl_hidden, aux_loss))
 
-    extra = {"output_router_logits": True} if forward.router_logits else {}
+    extra = {"output_router_logits": True} if run.router_logits else {}
     ids = {"input_ids": sequence["input_ids"], "position_ids": sequence["position_ids"]}
-    result: Result = forward.model(**ids, scorer=scorer, trunk=packed_forward(Layout.of(sequence)), **extra)
+    result: Result = run.model(**ids, scorer=scorer, trunk=packed_forward(Layout.of(sequence)), **extra)
     return result
 
 
-def _run_padded(forward: Forward, batch: Batch, rows: slice, score: Callable[[Scored], Result]) -> Result:
+def _run_padded(run: ModelRun, batch: Batch, rows: slice, score: Callable[[Scored], Result]) -> Result:
     """The KL stream first and without a graph, then the targets."""
     kl_hidden = None
     if "KL_input_ids" in batch:
         with torch.no_grad():
-            kl_hidden = _run_padded_stream(forward, batch, "KL_", rows, lambda hidden, head, aux_loss: hidden)
+            kl_hidden = _run_padded_stream(run, batch, "KL_", rows, lambda hidden, head, aux_loss: hidden)
     part = {
         f"{prefix}{name}": value
         for prefix in ("", "KL_")[: 1 + (kl_hidden is not None)]
@@ -111,11 +114,11 @@ def _run_padded(forward: Forward, batch: Batch, rows: slice, score: Callable[[Sc
     def scorer(hidden_ND: torch.Tensor, head: Head, aux_loss: torch.Tensor | None) -> Result:
         return score(_scored(part, head, hidden_ND, kl_hidden, aux_loss))
 
-    result: Result = _run_padded_stream(forward, batch, "", rows, scorer)
+    result: Result = _run_padded_stream(run, batch, "", rows, scorer)
     return result
 
 
-def _run_padded_stream(forward: Forward, batch: Batch, prefix: str, rows: slice, scorer: Callable[..., Any]) -> Any:
+def _run_padded_stream(run: ModelRun, batch: Batch, prefix: str, rows: slice, scorer: Callable[..., Any]) -> Any:
     """The model on some rows of a stream; `scorer` gets the hidden states (N, D) at the positions that predict."""
     input_ids = batch[f"{prefix}input_ids"][rows]
     length = input_ids.shape[1]
@@ -126,9 +129,9 @@ def _run_padded_stream(forward: Forward, batch: Batch, prefix: str, rows: slice,
         # prompt-learning adapters put virtual tokens in front
         return scorer(hidden_BLD[:, -length:].flatten(0, 1).index_select(0, index), head, aux_loss)
 
-    extra = {"output_router_logits": True} if forward.router_logits and prefix == "" else {}
+    extra = {"output_router_logits": True} if run.router_logits and prefix == "" else {}
     mask = batch[f"{prefix}attention_mask"][rows]
-    return forward.model(input_ids=input_ids, attention_mask=mask, scorer=at_predicting_positions, **extra)
+    return run.model(input_ids=input_ids, attention_mask=mask, scorer=at_predicting_positions, **extra)
 
 
 def _rows_of_stream(batch: Batch, prefix: str, rows: slice) -> dict[str, Any]:
@@ -151,8 +154,8 @@ def _scored(
     return Scored(head, hidden, part["targets"], part["cu_seqlens"], kl_hidden, *kl, aux_loss)
 
 
-def _row_parts(forward: Forward, batch: Batch) -> list[slice]:
+def _row_parts(run: ModelRun, batch: Batch) -> list[slice]:
     rows = len(batch["input_ids"])
     length = max(batch[name].shape[1] for name in ("input_ids", "KL_input_ids") if name in batch)
-    at_once = rows if forward.max_tokens is None else max(1, forward.max_tokens // max(1, length))
+    at_once = rows if run.max_tokens is None else max(1, run.max_tokens // max(1, length))
     return [slice(start, min(start + at_once, rows)) for start in range(0, rows, at_once)]

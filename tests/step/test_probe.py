@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecode
 from fastkto.batch import PackingCollator
 from fastkto.step import probe
 from fastkto.step.probe import probe_rows, why_not_packed, window_of
-from fastkto.trunk import Forward, attention, segments
+from fastkto.trunk import ModelRun, attention, segments
 from fastkto.trunk.modules import install_scorer, unwrap_peft
 
 DATA = rows([(5, 9), (1, 1), (0, 4), (14, 3), (2, 30), (3, 1), (7, 22), (9, 12)])
@@ -24,7 +24,7 @@ COMPUTING = [torch.float32, torch.bfloat16]
 def probed(model, data=DATA, *, kl=True, max_length=64):
     install_scorer(unwrap_peft(model))
     chosen = probe_rows(data, window_of(unwrap_peft(model).config), max_length)
-    return why_not_packed(Forward(model), chosen, pad_token_id=0, max_length=max_length, kl=kl)
+    return why_not_packed(ModelRun(model), chosen, pad_token_id=0, max_length=max_length, kl=kl)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -14,7 +14,7 @@ from fastkto.errors import InputError
 from fastkto.step import probe
 from fastkto.training import batching
 from fastkto.training.batching import LOOKED_AT, choose_collator
-from fastkto.trunk import Forward
+from fastkto.trunk import ModelRun
 from fastkto.trunk.modules import install_scorer
 
 DATA = rows([(5, 9), (1, 1), (14, 3), (2, 30), (3, 1)])
@@ -35,7 +35,7 @@ def mamba():
 
 def chosen(model, tmp_path, data=DATA, **changes):
     install_scorer(model)
-    return choose_collator(Forward(model), data, config(tmp_path, **{"bf16": False, **changes}), pad_token_id=0)
+    return choose_collator(ModelRun(model), data, config(tmp_path, **{"bf16": False, **changes}), pad_token_id=0)
 
 
 def test_packed_where_the_model_allows_it(tmp_path, warnings):

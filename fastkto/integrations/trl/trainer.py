@@ -21,7 +21,7 @@ from fastkto.step.metrics import Sums, figures, step_sums
 from fastkto.step.micro_step import LossSettings, kto_step, row_logps
 from fastkto.training.batching import choose_collator
 from fastkto.trunk.modules import check_head, find_head, install_scorer, unwrap_peft
-from fastkto.trunk.run import Batch, Forward
+from fastkto.trunk.run import Batch, ModelRun
 
 KNOWN = ("1.9.0", "1.16.0")
 SEAMS = {
@@ -48,7 +48,7 @@ class KTOTrainer(_TRL):
     """
 
     data_collator: Any
-    _forward: Forward | None = None
+    _model_run: ModelRun | None = None
 
     @functools.wraps(_TRL.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -67,7 +67,7 @@ class KTOTrainer(_TRL):
 
     def _set_up(self) -> None:
         """Teach the models to hand over hidden states, and choose packed or padded batches by trying."""
-        if self._forward is not None:
+        if self._model_run is not None:
             return
         refuse_data_parallel(self.args)  # TRL 1.9 does not
         if self._is_vision_dataset:
@@ -82,19 +82,19 @@ class KTOTrainer(_TRL):
                 if model is self.model or not sharded:
                     check_head(base)
         plain = find_head(unwrap_peft(self.model)).plain
-        self._forward = Forward(self.model, plain_head=plain, router_logits=self.aux_loss_enabled)
+        self._model_run = ModelRun(self.model, plain_head=plain, router_logits=self.aux_loss_enabled)
         names = ("loss_type", "max_length", "pad_to_multiple_of", "bf16", "fp16", "torch_compile")
         given = {name: getattr(self.args, name) for name in names}
         options: Any = SimpleNamespace(packing=None, max_tokens_per_forward=None, **given)
         own = self.data_collator
-        collator = choose_collator(self._forward, self.train_dataset, options, pad_token_id=own.pad_token_id)
+        collator = choose_collator(self._model_run, self.train_dataset, options, pad_token_id=own.pad_token_id)
         self.data_collator = TRLCollator(collator, own)
         # it would cut and join batches by rows, which ours do not survive
         self.accelerator.dataloader_config.dispatch_batches = False
 
-    def _runs(self, model: Any) -> Forward:
-        assert self._forward is not None
-        return self._forward._replace(model=model)
+    def _runs(self, model: Any) -> ModelRun:
+        assert self._model_run is not None
+        return self._model_run._replace(model=model)
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         self._set_up()  # TRL's constructor comes here before it ends
