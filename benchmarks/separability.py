@@ -26,7 +26,7 @@ from fastkto.bench.systems import Setting
 from fastkto.bench.worker import peak_gib
 from fastkto.head import token_stats
 from fastkto.head.fused_kto import kto_of_token_stats
-from fastkto.step.micro_step import LossSettings, kto_step, row_logps
+from fastkto.step.micro_step import LossSettings, ReferenceLogps, kto_step, row_logps
 from fastkto.trunk.modules import install_scorer
 from fastkto.trunk.run import ModelRun, Scored, run_batch
 
@@ -38,7 +38,7 @@ def joint_graph(run: ModelRun, rows: list[dict[str, Any]], options: argparse.Nam
     """What the trainer does."""
     batch = PackingCollator(options.max_length, max_tokens=options.max_tokens)(rows)
     reference = torch.full((len(rows),), REFERENCE)
-    out, _ = kto_step(run, batch, reference, reference, SETTINGS, num_rows=None, reduce=None)
+    out, _ = kto_step(run, batch, ReferenceLogps(reference, reference), SETTINGS, num_rows=None, reduce=None)
     out.loss.backward()
     return out.loss.detach()
 

@@ -21,10 +21,14 @@ def forwards_of(model):
     return counts
 
 
-def step(t, batch):
+def step(t, batch, forwards=0):
+    """One in which the ranks have agreed on so many forwards."""
+    own = t.reference
+    t.reference = lambda batch: own(batch)._replace(forwards=forwards)
     t.model.zero_grad()
     loss = t.compute_loss(t.model, dict(batch))
     loss.backward()
+    t.reference = own
     return loss.detach(), [p.grad.clone() for p in t.model.parameters()]
 
 
@@ -37,7 +41,7 @@ def test_extra_forwards_for_other_ranks_add_nothing(packing, max_tokens, tmp_pat
     loss, gradients = step(t, batch)
     alone = dict(counts)
     assert (alone[True] == 1) == (max_tokens is None)
-    again, with_extra = step(t, {**batch, "forwards": 6})
+    again, with_extra = step(t, batch, forwards=6)
     assert counts[True] - alone[True] == 6
     assert_close(again, loss.double(), loss)
     for ours, plain in zip(with_extra, gradients, strict=True):
@@ -53,10 +57,10 @@ def test_the_reference_runs_for_a_rank_that_misses_it_and_keeps_what_is_cached(t
     monkeypatch.setattr(t.reference, "_agrees", True)
     for missing_elsewhere in (True, False):
         monkeypatch.setattr(t.reference, "_agree", lambda own, missing, other=missing_elsewhere: (3, other))
-        batch.pop("forwards", None)
-        for ours, before in zip(t.reference(batch), cached, strict=True):
-            assert torch.equal(ours, before)
-        assert batch["forwards"] == 3
+        found = t.reference(batch)
+        assert torch.equal(found.logps, cached.logps)
+        assert torch.equal(found.kl_logps, cached.kl_logps)
+        assert found.forwards == 3
         assert counts[False] == 3, "only where one of the ranks misses it"
     assert not puts
 

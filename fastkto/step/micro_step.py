@@ -20,11 +20,27 @@ class LossSettings(NamedTuple):
     loss_type: str
 
 
-def row_logps(run: ModelRun, batch: Batch, *, graph: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Summed log-probs of the rows (B,) and of their mismatched pairs (B,), the latter never with a graph."""
+class ReferenceLogps(NamedTuple):
+    """What a micro-step is told by the reference, which runs before the policy."""
+
+    logps: torch.Tensor
+    """(B,) summed log-probs of the rows."""
+    kl_logps: torch.Tensor | None
+    """(B,) of their mismatched pairs; None where the batch has no KL stream."""
+    forwards: int = 0
+    """How many forwards the ranks agreed on, where each of them has to run as many; 0 where none has to."""
+
+
+def row_logps(
+    run: ModelRun, batch: Batch, *, graph: bool = False, forwards: int = 0
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Summed log-probs of the rows (B,) and of their mismatched pairs (B,), the latter never with a graph.
+
+    `forwards`: run at least so many, for the sake of other ranks.
+    """
     with torch.set_grad_enabled(graph):
         parts = run_batch(run, batch, lambda scored: _stats(scored, run.backend))
-        run_extra_forwards(run, batch, lambda scored: _stats(scored, run.backend))
+        run_extra_forwards(run, batch, forwards, lambda scored: _stats(scored, run.backend))
     stats, kl_logps = _joined(parts)
     return row_sums(stats.logps, batch["cu_seqlens"], run.backend), kl_logps
 
@@ -32,8 +48,7 @@ def row_logps(run: ModelRun, batch: Batch, *, graph: bool = False) -> tuple[torc
 def kto_step(
     run: ModelRun,
     batch: Batch,
-    ref_logps: torch.Tensor,
-    ref_kl_logps: torch.Tensor | None,
+    reference: ReferenceLogps,
     settings: LossSettings,
     *,
     num_rows: float | torch.Tensor | None,
@@ -46,7 +61,7 @@ def kto_step(
     """
     loss: dict[str, Any] = {**settings._asdict(), "num_rows": num_rows, "reduce": reduce}
     labels = batch["label"]
-    if run.plain_head and num_forwards(run, batch) == 1:
+    if run.plain_head and max(num_forwards(run, batch), reference.forwards) == 1:
 
         def fused(scored: Scored) -> tuple[FusedKTO, torch.Tensor | None]:
             out = fused_linear_kto(
@@ -55,11 +70,11 @@ def kto_step(
                 scored.targets,
                 scored.cu_seqlens,
                 labels,
-                ref_logps,
+                reference.logps,
                 kl_hidden=scored.kl_hidden,
                 kl_targets=scored.kl_targets,
                 kl_cu_seqlens=scored.kl_cu_seqlens,
-                ref_kl_logps=ref_kl_logps,
+                ref_kl_logps=reference.kl_logps,
                 bias=scored.head.module.bias,
                 softcap=scored.head.softcap,
                 scale=scored.head.scale,
@@ -72,15 +87,15 @@ def kto_step(
         return run_batch(run, batch, fused)[0]
 
     parts = run_batch(run, batch, lambda scored: _stats(scored, run.backend))
-    extra = run_extra_forwards(run, batch, lambda scored: _stats(scored, run.backend))
+    extra = run_extra_forwards(run, batch, reference.forwards, lambda scored: _stats(scored, run.backend))
     stats, kl_logps = _joined(parts)
     out = kto_of_token_stats(
         stats,
         batch["cu_seqlens"],
         labels,
-        ref_logps,
+        reference.logps,
         kl_logps=kl_logps,
-        ref_kl_logps=ref_kl_logps,
+        ref_kl_logps=reference.kl_logps,
         backend=run.backend,
         **loss,
     )

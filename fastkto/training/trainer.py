@@ -200,13 +200,12 @@ class KTOTrainer(Evaluation):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Loss of a micro-batch, eq. (6): the sum over its rows divided by the rows of the whole optimizer step."""
-        ref_logps, ref_kl_logps = self.reference(inputs)
+        reference = self.reference(inputs)
         rows = len(inputs["label"])
         out, aux_loss = kto_step(
             self._model_run._replace(model=model),
             inputs,
-            ref_logps,
-            ref_kl_logps,
+            reference,
             self.settings,
             num_rows=num_items_in_batch,
             reduce=self._sum_over_ranks if self.accelerator.num_processes > 1 else None,
@@ -219,7 +218,7 @@ class KTOTrainer(Evaluation):
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients over ranks
         if self.model.training:
-            loss, bad = self._finite.guard(loss, out, ref_logps, inputs["row_ids"])
+            loss, bad = self._finite.guard(loss, out, reference.logps, inputs["row_ids"])
             if self.args.on_nonfinite == "skip":  # what is left out of the weights is left out of the log
                 sums = torch.where(bad, torch.zeros_like(sums), sums)
         self._meters["train" if self.model.training else "eval"].add(sums)

@@ -59,9 +59,8 @@ class Scored(NamedTuple):
 
 
 def num_forwards(run: ModelRun, batch: Batch) -> int:
-    """How many forwards of the model a batch takes, per stream: its own, or as many as the ranks agreed on."""
-    own = len(batch["sequences"]) if "sequences" in batch else len(_row_parts(run, batch))
-    return max(own, batch.get("forwards", 0))
+    """How many forwards of the model a batch takes, per stream."""
+    return len(batch["sequences"]) if "sequences" in batch else len(_row_parts(run, batch))
 
 
 def run_batch(run: ModelRun, batch: Batch, score: Callable[[Scored], Result]) -> list[Result]:
@@ -71,18 +70,17 @@ def run_batch(run: ModelRun, batch: Batch, score: Callable[[Scored], Result]) ->
     return [_run_padded(run, batch, part, score) for part in _row_parts(run, batch)]
 
 
-def run_extra_forwards(run: ModelRun, batch: Batch, score: Callable[[Scored], Result]) -> list[Result]:
-    """`score` of the forwards that ranks agreed on beyond this batch's own: its smallest part, again and again.
+def run_extra_forwards(run: ModelRun, batch: Batch, forwards: int, score: Callable[[Scored], Result]) -> list[Result]:
+    """`score` of the forwards up to `forwards` beyond this batch's own: its smallest part, again and again.
 
     Every forward of a sharded model gathers weights from all ranks: one that stops early leaves the others hanging.
     """
+    extra = range(forwards - num_forwards(run, batch))
     if "sequences" in batch:
-        sequences = batch["sequences"]
-        least = min(sequences, key=lambda sequence: sequence["input_ids"].shape[1])
-        return [_run_packed(run, least, score) for _ in range(num_forwards(run, batch) - len(sequences))]
-    parts = _row_parts(run, batch)
-    fewest = min(parts, key=lambda part: part.stop - part.start)
-    return [_run_padded(run, batch, fewest, score) for _ in range(num_forwards(run, batch) - len(parts))]
+        least = min(batch["sequences"], key=lambda sequence: sequence["input_ids"].shape[1])
+        return [_run_packed(run, least, score) for _ in extra]
+    fewest = min(_row_parts(run, batch), key=lambda part: part.stop - part.start)
+    return [_run_padded(run, batch, fewest, score) for _ in extra]
 
 
 def _run_packed(run: ModelRun, sequence: Batch, score: Callable[[Scored], Result]) -> Result:

@@ -7,7 +7,7 @@ from tolerance import assert_close
 from fastkto.batch import PackingCollator, PaddingCollator
 from fastkto.batch.targets_and_kl import streams
 from fastkto.losses.kto import kto_loss
-from fastkto.step.micro_step import LossSettings, kto_step, row_logps
+from fastkto.step.micro_step import LossSettings, ReferenceLogps, kto_step, row_logps
 from fastkto.trunk import ModelRun
 from fastkto.trunk.modules import find_head, install_scorer
 
@@ -40,7 +40,8 @@ def step(model, batch, *, loss_type="kto", router=False, **how):
     if loss_type == "kto":
         with torch.no_grad():
             ref_kl = row_logps(run, batch)[1] - 1 + 0.1 * torch.arange(n)
-    out, aux = kto_step(run, batch, ref, ref_kl, SETTINGS._replace(loss_type=loss_type), num_rows=None, reduce=None)
+    settings = SETTINGS._replace(loss_type=loss_type)
+    out, aux = kto_step(run, batch, ReferenceLogps(ref, ref_kl), settings, num_rows=None, reduce=None)
     loss = out.loss if aux is None else out.loss + EXPERTS["router_aux_loss_coef"] * aux
     loss.backward()
     return out, aux, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

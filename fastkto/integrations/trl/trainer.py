@@ -18,7 +18,7 @@ from fastkto.integrations.trl.rows import TRLCollator
 from fastkto.integrations.versions import require_parameters, require_version
 from fastkto.step import Reference
 from fastkto.step.metrics import Sums, figures, step_sums
-from fastkto.step.micro_step import LossSettings, kto_step, row_logps
+from fastkto.step.micro_step import LossSettings, ReferenceLogps, kto_step, row_logps
 from fastkto.training.batching import choose_collator
 from fastkto.trunk.modules import check_head, find_head, install_scorer, unwrap_peft
 from fastkto.trunk.run import Batch, ModelRun
@@ -102,6 +102,9 @@ class KTOTrainer(_TRL):
 
     def compute_ref_log_probs(self, model: Any, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Log-probs under the reference, (B,) of the rows and of their mismatched pairs; `model` is not looked at."""
+        return self._reference_logps(inputs)[:2]
+
+    def _reference_logps(self, inputs: Batch) -> ReferenceLogps:
         return Reference(self._runs(self.model), self.ref_model, None, self.accelerator)(inputs)
 
     def _compute_kl_logps(self, model: Any, batch: Batch) -> torch.Tensor | None:
@@ -109,16 +112,15 @@ class KTOTrainer(_TRL):
 
     def _compute_loss(self, model: Any, inputs: Batch, return_outputs: bool) -> Any:
         if self.precompute_ref_logps:
-            ref_logps, ref_kl_logps = inputs["ref_logps"], inputs.get("ref_KL_logps")
+            reference = ReferenceLogps(inputs["ref_logps"], inputs.get("ref_KL_logps"))
         else:
-            ref_logps, ref_kl_logps = self.compute_ref_log_probs(self.ref_model, inputs)
+            reference = self._reference_logps(inputs)
         # autocast: a model that has not been through `train` is not wrapped in it, the reference always is
         with self.accelerator.autocast():
             out, aux_loss = kto_step(
                 self._runs(model),
                 inputs,
-                ref_logps,
-                ref_kl_logps,
+                reference,
                 LossSettings(self.beta, self.desirable_weight, self.undesirable_weight, self.loss_type),
                 num_rows=None,
                 reduce=self._sum_over_ranks if self.accelerator.num_processes > 1 else None,
