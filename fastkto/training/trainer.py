@@ -18,7 +18,6 @@ from fastkto.pairs import PairableSampler
 from fastkto.step.metrics import Meter, step_sums
 from fastkto.step.micro_step import LossSettings, kto_step
 from fastkto.step.reference import Reference, open_cache
-from fastkto.tools.plan import what_fits
 from fastkto.training.batching import choose_collator, pairable_sampler
 from fastkto.training.callbacks import LogAtCheckpoint, MetricsFile, MovingReference, SamplerEpoch
 from fastkto.training.evaluation import Evaluation
@@ -241,7 +240,7 @@ class KTOTrainer(Evaluation):
         offload: Any = contextlib.nullcontext()
         if self.args.activation_offloading:
             offload = torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
-        naming = naming_the_batch(inputs, self.args, lambda: what_fits(self.model, self.args, self.accelerator))
+        naming = naming_the_batch(inputs, self.args)
         with naming, offload:
             loss = super().training_step(model, inputs, *args, **kwargs)
         return loss.nan_to_num(0.0) if self.args.on_nonfinite == "skip" else loss
