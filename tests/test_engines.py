@@ -66,7 +66,7 @@ def test_the_reference_runs_for_a_rank_that_misses_it_and_keeps_what_is_cached(t
 
 
 def test_a_moving_reference_is_refused_where_weights_are_sharded(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastkto.training.trainer.shards", lambda accelerator: True)
+    monkeypatch.setattr("fastkto.training.assemble.shards", lambda accelerator: True)
     with pytest.raises(InputError, match="^sync_ref_model: got True, expected False with weights that are sharded"):
         trainer(tmp_path, sync_ref_model=True)
     assert not (tmp_path / "out").exists()

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from fastkto.errors import InputError
-from fastkto.integrations.padded import padded_scorer, teach
+from fastkto.integrations.padded import padded_scorer
 from fastkto.integrations.versions import require_parameters, require_version
-from fastkto.trunk.modules import Head
+from fastkto.trunk.modules import Head, teach_scorer
 
 _NAME = "fastkto.integrations.swift"
 
@@ -37,7 +37,7 @@ class KTOTrainer(HostTrainer):
             raise InputError("sequence_parallel_size", kwargs["template"].sequence_parallel_size, "1", fix)
         for each in (model, ref_model):
             if each is not None:
-                teach(each)
+                teach_scorer(each)
         super().__init__(model, ref_model, *args, **kwargs)
 
     def get_use_logits_to_keep(self, default_value: bool = True) -> bool:

@@ -39,14 +39,18 @@ def model_source(name: str | None, argument: str = "model_name_or_path") -> str:
 
 
 def config_for(args: KTOConfig | None, model: "str | PreTrainedModel | Any") -> KTOConfig:
-    """The arguments given, or the defaults with a folder named after the model."""
+    """The arguments given, or the defaults with a folder named after the model; batches travel whole, unwaited for."""
     if args is None:
         name = model if isinstance(model, str) else unwrap_peft(model).config._name_or_path
-        return KTOConfig(f"{name.rstrip('/').rpartition('/')[-1] or 'model'}-KTO")
+        args = KTOConfig(f"{name.rstrip('/').rpartition('/')[-1] or 'model'}-KTO")
     if not isinstance(args, KTOConfig):
         found = f"{type(args).__module__.partition('.')[0]}.{type(args).__name__}"
         fix = "Import KTOConfig from fastkto: it has every field of TRL's under its name."
         raise InputError("args", found, "a fastkto.KTOConfig", fix)
+    accelerator_config: Any = args.accelerator_config
+    accelerator_config.dispatch_batches = False  # it cuts and joins batches by rows, which ours do not survive
+    # from pinned memory a copy does not wait for the step before it
+    accelerator_config.non_blocking |= args.dataloader_pin_memory
     return args
 
 

@@ -80,6 +80,15 @@ def prepare(
     return prepared
 
 
+def prepare_eval(rows: Any, tokenizer: PreTrainedTokenizerBase, args: KTOConfig, *, name: str = "eval") -> Any:
+    """Rows to evaluate on, or a dict of several, as a dataloader takes them; again does no harm."""
+    if rows is None or isinstance(rows, PairableStream):
+        return rows
+    if isinstance(rows, dict):
+        return {name: prepare_eval(each, tokenizer, args, name=name) for name, each in rows.items()}
+    return prepare(rows, tokenizer, args, name=name, batch_size=args.per_device_eval_batch_size).rows
+
+
 def _warn_outside_rule(desirable: int, undesirable: int, desirable_weight: float, undesirable_weight: float) -> None:
     if obeys_rule(desirable, undesirable, desirable_weight, undesirable_weight):
         return

@@ -114,6 +114,17 @@ def _score(scorer: Scorer, hidden: torch.Tensor, head: Head, aux_loss: torch.Ten
         give_back()
 
 
+def teach_scorer(model: nn.Module, *, check: bool = True) -> None:
+    """Let `model(..., scorer=f)` run `f` in place of the head, checked to be right for this model's head.
+
+    Before accelerate wraps the model's forward, not after. `check`: False where the model cannot be run yet.
+    """
+    base = unwrap_peft(model)
+    install_scorer(base)
+    if check:
+        check_head(base)
+
+
 def check_head(model: PreTrainedModel) -> None:
     """Raise `InputError` where the head as the scorer sees it is not what turns hidden states into the model's logits.
 

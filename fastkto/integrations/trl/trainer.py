@@ -20,7 +20,7 @@ from fastkto.step import Reference
 from fastkto.step.metrics import Sums, figures, step_sums
 from fastkto.step.micro_step import LossSettings, ReferenceLogps, kto_step, row_logps
 from fastkto.training.batching import choose_collator
-from fastkto.trunk.modules import check_head, find_head, install_scorer, unwrap_peft
+from fastkto.trunk.modules import find_head, teach_scorer, unwrap_peft
 from fastkto.trunk.run import Batch, ModelRun
 
 KNOWN = ("1.9.0", "1.16.0")
@@ -77,10 +77,7 @@ class KTOTrainer(_TRL):
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # which the reference is by now
         for model in (self.model, self.ref_model):
             if model is not None:
-                base = unwrap_peft(self.accelerator.unwrap_model(model))
-                install_scorer(base)
-                if model is self.model or not sharded:
-                    check_head(base)
+                teach_scorer(self.accelerator.unwrap_model(model), check=model is self.model or not sharded)
         plain = find_head(unwrap_peft(self.model)).plain
         self._model_run = ModelRun(self.model, plain_head=plain, router_logits=self.aux_loss_enabled)
         names = ("loss_type", "max_length", "pad_to_multiple_of", "bf16", "fp16", "torch_compile")
