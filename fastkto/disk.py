@@ -12,6 +12,8 @@ from fastkto.errors import InputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ENOENT)
+METRICS_FILE = "metrics.jsonl"
+"""The log lines of a run, in its output_dir."""
 WRITERS_SAY = ("PytorchStreamWriter", "inline_container", "No space left", "File too large", "os error", "I/O error")
 
 

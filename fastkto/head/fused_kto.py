@@ -16,7 +16,7 @@ from fastkto.head.backends.base import Backend, HeadInputs, Wanted
 from fastkto.head.backends.blocks import spread
 from fastkto.head.backends.loss_terms import RowSums, Settings, Terms
 from fastkto.head.logprobs import TokenStats, prepare, token_logprobs
-from fastkto.losses.kto import check_loss_arguments, check_pairs, class_sums, kto_loss, no_pairs
+from fastkto.losses.kto import check_loss_arguments, check_pairs, class_sums, kto_loss, no_pairs, uses_kl
 
 
 class FusedKTO(NamedTuple):
@@ -101,7 +101,7 @@ def fused_linear_kto(
     settings = Settings(beta, desirable_weight, undesirable_weight, loss_type, rows)
     chosen = choose(backend, hidden.device)
     kl_B, kl_sum_and_count = ref_logps.new_empty(0, dtype=head.sum_dtype), None
-    if loss_type == "kto":
+    if uses_kl(loss_type):
         if kl_hidden is None or kl_targets is None or kl_cu_seqlens is None:
             raise no_pairs()
         kl_bounds = _bounds("kl_cu_seqlens", kl_cu_seqlens, kl_hidden.shape[0])

@@ -12,10 +12,10 @@ from torch.utils.checkpoint import checkpoint
 
 from fastkto.errors import InputError
 from fastkto.head.backends import chosen_name
-from fastkto.head.backends.base import HeadInputs, Wanted
+from fastkto.head.backends.base import IGNORE_INDEX, HeadInputs, Wanted
 from fastkto.head.ops import run_backward, run_forward
 
-IGNORE_INDEX = -100
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class TokenStats(NamedTuple):
@@ -137,12 +137,17 @@ def prepare(
 ) -> tuple[HeadInputs, Wanted]:
     """Check the arguments; settle the compute dtype and which gradients are wanted, before autograd hides both."""
     check_head_arguments(hidden, weight, targets, bias, softcap)
-    device = hidden.device.type
-    autocast = torch.is_autocast_enabled(device) and hidden.dtype != torch.float64
-    compute_dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
     tracking = torch.is_grad_enabled()
     wanted = Wanted(*(tracking and x is not None and x.requires_grad for x in (hidden, weight, bias)))
-    return HeadInputs(hidden, weight, targets, bias, softcap, scale, compute_dtype), wanted
+    return HeadInputs(hidden, weight, targets, bias, softcap, scale, compute_dtype(hidden)), wanted
+
+
+def compute_dtype(hidden: torch.Tensor) -> torch.dtype:
+    """Of the GEMMs' operands: the autocast dtype where on, else that of the hidden states; float64 stays float64."""
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return hidden.dtype
 
 
 def check_head_arguments(
@@ -153,9 +158,8 @@ def check_head_arguments(
     softcap: float | None,
 ) -> None:
     """Raise `InputError` for arguments that do not fit together; values are read on the CPU only."""
-    floats = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
     for name, tensor in (("hidden", hidden), ("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.dtype not in floats:
+        if tensor is not None and tensor.dtype not in DTYPES:
             raise InputError(name, tensor.dtype, "a floating dtype", "A quantised head has to go through its module.")
         if tensor is not None and tensor.device != hidden.device:
             raise InputError(name, str(tensor.device), f"the device of hidden, {hidden.device}", "Move it there.")

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch.utils.data import IterableDataset, get_worker_info
 
 from fastkto.errors import InputError
+from fastkto.losses.kto import check_rows_to_pair
 from fastkto.pairs.conflicts import conflicts
 
 Row = TypeVar("Row")
@@ -35,8 +36,7 @@ def pairable(
     > 1 the last round of batches. Errors: `InputError` for a stream of no row, one row or one prompt, and where one
     prompt is too common.
     """
-    if batch_size < 2:
-        raise InputError("batch_size", batch_size, "at least 2", "Raise it; max_tokens_per_forward bounds the memory.")
+    check_rows_to_pair("batch_size", batch_size)
     waiting: list[Row] = []
     seen: deque[Row] = deque(maxlen=HELD_BACK * batch_size)
     batch: list[Row] = []

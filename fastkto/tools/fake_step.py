@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from fastkto.config import KTOConfig, mixed_precision
 from fastkto.head.backends import choose
 from fastkto.head.backends.base import Backend, HeadInputs, Wanted
-from fastkto.head.logprobs import module_token_stats
+from fastkto.head.logprobs import compute_dtype, module_token_stats
 from fastkto.step.reference_model import reference_adapter
 from fastkto.tools.footprint import GRADIENTS, HEAD, KEPT, Footprint
 from fastkto.trunk.modules import evaluating, install_scorer, unwrap_peft
@@ -71,10 +71,7 @@ class FakeStep:
         with self.footprint.labelled(HEAD):
             if not scored.head.plain:
                 return module_token_stats(module, hidden, targets, softcap=softcap, scale=scale).logps
-            device = hidden.device.type
-            autocast = torch.is_autocast_enabled(device)
-            dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
-            head = HeadInputs(hidden, module.weight, targets, module.bias, softcap, scale, dtype)
+            head = HeadInputs(hidden, module.weight, targets, module.bias, softcap, scale, compute_dtype(hidden))
             made = _Made(self.footprint, self.backend, head, wanted, bounds)
             found: torch.Tensor = _StandIn.apply(hidden, module.weight, made)
             return found

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from fastkto.batch import PackingCollator, PaddingCollator
 from fastkto.config import KTOConfig
 from fastkto.errors import InputError
+from fastkto.losses.kto import uses_kl
 from fastkto.tools.fake_step import FakeStep
 from fastkto.tools.footprint import GRADIENTS, OPTIMIZER, PARTS, REFERENCE, WEIGHTS, Footprint
 from fastkto.training.loading import policy_and_reference
@@ -139,7 +140,7 @@ class Search:
 
     def most_rows(self, rows: int, length: int, room: int) -> int | None:
         """The largest micro-batch of rows of that length that fits; looks at `rows` first, then near the answer."""
-        least = 2 if self.args.loss_type == "kto" else 1  # a row's KL completion is another row's
+        least = 2 if uses_kl(self.args.loss_type) else 1  # a row's KL completion is another row's
         tokens = [a * b for (a, b), parts in self._known.items() if total(parts) <= room]
         tries = [rows, max(tokens, default=0) // length]
         found = largest(lambda x: total(self.parts(max(x, least), length)), room, tries, unit=1, most=MOST_ROWS)
@@ -228,7 +229,7 @@ def _materialise(model: torch.nn.Module, device: torch.device) -> None:
 
 def _batch(args: KTOConfig, lengths: Sequence[tuple[int, int]], *, packed: bool) -> dict[str, Any]:
     """A batch of these rows, every prompt its own, as the collator makes it."""
-    kl = args.loss_type == "kto"
+    kl = uses_kl(args.loss_type)
     rows = [
         {"prompt_ids": [i] * prompt, "completion_ids": [i] * completion, "label": i % 2 == 0}
         for i, (prompt, completion) in enumerate(lengths)

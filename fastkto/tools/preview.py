@@ -10,7 +10,16 @@ from fastkto.batch import PaddingCollator
 from fastkto.batch.targets_and_kl import row_key
 from fastkto.errors import require
 from fastkto.pairs import PairableSampler, pair
-from fastkto.pairs.balance import auto_desirable_weight, batch_size_for, obeys_rule, one_class_share, weight_range
+from fastkto.pairs.balance import (
+    ONE_CLASS_LIMIT,
+    SHUFFLED,
+    auto_desirable_weight,
+    batch_size_for,
+    obeys_rule,
+    one_class_share,
+    one_class_share_of,
+    weight_range,
+)
 from fastkto.rows import RowOptions, normalise
 from fastkto.rows.normalise import label_ties
 from fastkto.rows.tokens import TokenReport, tokenize_with_report
@@ -133,7 +142,9 @@ def preview(
         ),
         batch_size=batch_size,
         refilled=sampler.refilled,
-        one_class=one_class_share(desirable, undesirable, batch_size),
+        one_class=one_class_share(desirable, undesirable, batch_size)
+        if strategy in SHUFFLED
+        else one_class_share_of(order, labels, batch_size),
         batch_size_that_fits=batch_size_for(desirable, undesirable),
         desirable_weight=float(desirable_weight),
         undesirable_weight=undesirable_weight,
@@ -175,13 +186,13 @@ def render(preview: Preview) -> str:
 
 
 def _remedy(preview: Preview) -> str:
-    if preview.one_class <= 0.05:
+    if preview.one_class <= ONE_CLASS_LIMIT:
         return ""
     if preview.batch_size_that_fits is None:
         return "; add rows of the other class"
     rarer = min(preview.desirable, preview.undesirable) / (preview.desirable + preview.undesirable)
     stratified = "train_sampling_strategy=stratified, or " if preview.batch_size * rarer >= 1 else ""
-    return f"; {stratified}batches of {preview.batch_size_that_fits} bring it below 5%"
+    return f"; {stratified}batches of {preview.batch_size_that_fits} bring it below {ONE_CLASS_LIMIT:.0%}"
 
 
 def _weights(preview: Preview) -> str:

@@ -12,8 +12,8 @@ import torch
 
 from fastkto.head import fused_linear_kto, oracle
 from fastkto.head.backends import BACKENDS
+from fastkto.head.logprobs import DTYPES
 
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LENGTHS, KL_LENGTHS = (33, 1, 70, 24), (1, 70, 24, 33)  # ragged, and no multiple of a tile
 D, V = 72, 1031
 ULPS = 8

@@ -9,6 +9,7 @@ from transformers.utils import logging
 from fastkto.batch import PackingCollator, PaddingCollator
 from fastkto.config import KTOConfig, mixed_precision
 from fastkto.errors import InputError
+from fastkto.losses.kto import uses_kl
 from fastkto.pairs import PairableSampler
 from fastkto.step.probe import NO_WEIGHTS, probe_rows, why_not_packed, window_of
 from fastkto.trunk import ModelRun
@@ -26,7 +27,7 @@ def choose_collator(
 
     Errors: `InputError` where `packing=True` asks for what the model does not allow.
     """
-    kl = args.loss_type == "kto"
+    kl = uses_kl(args.loss_type)
     multiple: Any = args.pad_to_multiple_of
     padding = PaddingCollator(pad_token_id, args.max_length, kl=kl, pad_to_multiple_of=multiple)
     if args.packing is False:
@@ -75,5 +76,5 @@ def pairable_sampler(rows: Any, batch_size: int, strategy: str, args: KTOConfig)
         seed=args.seed if args.data_seed is None else args.data_seed,
         fixed_batches=args.precompute_ref_log_probs,
         world_size=args.world_size,
-        kl=args.loss_type == "kto",
+        kl=uses_kl(args.loss_type),
     )

@@ -9,10 +9,8 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from fastkto.disk import writing
+from fastkto.disk import METRICS_FILE, writing
 from fastkto.errors import InputError
-
-METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsFile(TrainerCallback):

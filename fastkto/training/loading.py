@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from fastkto.config import KTOConfig
+from fastkto.config import WEIGHT_DTYPES, KTOConfig
 from fastkto.engines import partitioned, whole_shape
 from fastkto.errors import InputError, require
 from fastkto.step.reference_model import add_reference_adapter, frozen_copy
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
 logger = logging.get_logger(__name__)
-
-DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
 def model_source(name: str | None, argument: str = "model_name_or_path") -> str:
@@ -74,8 +72,8 @@ def load_policy(
         check_trains("quantization_config", quantization_config.load_in_4bit, args)
     dtype = kwargs.setdefault("dtype", "float32")
     if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise InputError("dtype", dtype, f"one of {DTYPES}", "Correct the name.")
+        if dtype not in ("auto", *WEIGHT_DTYPES):
+            raise InputError("dtype", dtype, f"one of {('auto', *WEIGHT_DTYPES)}", "Correct the name.")
         kwargs["dtype"] = dtype if dtype == "auto" else getattr(torch, dtype)
     kwargs.setdefault("trust_remote_code", args.trust_remote_code)
     kwargs.setdefault("use_safetensors", True)  # a pickle can run code

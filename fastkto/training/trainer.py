@@ -15,6 +15,7 @@ from fastkto.engines import refuse_data_parallel, running
 from fastkto.errors import InputError
 from fastkto.head.backends import choose
 from fastkto.pairs import PairableSampler
+from fastkto.rows.tokens import COLUMNS
 from fastkto.step.metrics import Meter, step_sums
 from fastkto.step.micro_step import LossSettings, kto_step
 from fastkto.training.assemble import assemble
@@ -282,7 +283,7 @@ class KTOTrainer(Trainer):
         return pairable_sampler(eval_dataset, self.args.per_device_eval_batch_size, "sequential", self.args)
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["prompt_ids", "completion_ids", "label", "row_id", "conversation", "prompt_key"]
+        self._signature_columns = list(COLUMNS)
 
     def _fill_cache(self) -> None:
         """Score every micro-batch of the data with the reference, before training changes the policy."""

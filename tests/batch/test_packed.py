@@ -118,7 +118,7 @@ def test_a_row_longer_than_the_limit_is_a_forward_of_its_own():
 
 def test_errors_are_those_of_the_padding_collator():
     row = {"prompt_ids": [1], "completion_ids": [2], "label": True, "row_id": 7}
-    with pytest.raises(InputError, match="a micro-batch of one row"):
+    with pytest.raises(InputError, match="rows of a micro-batch: got 1"):
         PackingCollator(8)([row])
     assert PackingCollator(8, kl=False)([row])["row_ids"].tolist() == [7]
     with pytest.raises(InputError, match="rows"):

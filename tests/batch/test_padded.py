@@ -94,7 +94,7 @@ def test_the_two_completions_of_a_prompt_and_the_turns_of_a_conversation_are_nev
 
 def test_no_row_is_alone_or_empty():
     row = {"prompt_ids": [1], "completion_ids": [2], "label": True, "row_id": 7}
-    with pytest.raises(InputError, match=r"a micro-batch of one row.*max_tokens_per_forward"):
+    with pytest.raises(InputError, match=r"rows of a micro-batch: got 1, .*max_tokens_per_forward"):
         PaddingCollator(PAD, 8)([row])
     assert PaddingCollator(PAD, 8, kl=False)([row])["row_ids"].tolist() == [7]
     with pytest.raises(InputError, match="rows"):

@@ -8,6 +8,8 @@ import torch
 
 from fastkto.head.backends.loss_terms import RowSums, Settings, Terms
 
+IGNORE_INDEX = -100
+
 
 @dataclass(frozen=True)
 class HeadInputs:
@@ -16,7 +18,7 @@ class HeadInputs:
     hidden_ND: torch.Tensor
     weight_VD: torch.Tensor
     targets_N: torch.Tensor
-    """int64, in [0, V), or -100: that position has log-prob 0 and no gradient."""
+    """int64, in [0, V), or `IGNORE_INDEX`: that position has log-prob 0 and no gradient."""
     bias_V: torch.Tensor | None
     softcap: float | None
     scale: float
@@ -27,6 +29,11 @@ class HeadInputs:
     def sum_dtype(self) -> torch.dtype:
         """Dtype of logits, statistics and gradient sums."""
         return torch.float64 if self.compute_dtype == torch.float64 else torch.float32
+
+    @property
+    def ignored_N(self) -> torch.Tensor:
+        """Positions that have log-prob 0 and no gradient."""
+        return self.targets_N == IGNORE_INDEX
 
     def rows(self, start: int, end: int) -> "HeadInputs":
         """The same head on the positions [start, end)."""

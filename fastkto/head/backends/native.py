@@ -89,7 +89,7 @@ class NativeBackend(TileBackend):
             return super().backward(head, lse_N, grad_N, wanted)
         dtype = head.weight_VD.dtype if wanted.weight else torch.float32
         sums = Sums.new(head, wanted, weight_dtype=dtype)
-        self._accumulate(head, lse_N, grad_N.float().masked_fill(head.targets_N == -100, 0.0), sums)
+        self._accumulate(head, lse_N, grad_N.float().masked_fill(head.ignored_N, 0.0), sums)
         return sums.gradients(head)
 
     def forward_backward(
@@ -165,7 +165,7 @@ class NativeBackend(TileBackend):
                 gradient(head, none, *products, anchor, minus, logits, recompute=False)
                 add_product(unit_ND[part], logits, columns.weight_CD, fresh=columns.start == 0)
         for part in parts:
-            ignored = head.targets_N[part] == -100
+            ignored = head.ignored_N[part]
             slope = logit_slope(statistics.target_N[part].float()[:, None], head)
             own = operand(head.weight_VD[head.targets_N[part].clamp(min=0)], head).mul(slope)
             sums = statistics.sum_N[part].float()[:, None]
@@ -259,4 +259,4 @@ def upstream(
 ) -> torch.Tensor:
     """d loss / d logp of each position (N,), from those of its rows."""
     grad_B = coefficients(rows, logps_N, bounds).float()
-    return spread(grad_B, bounds).masked_fill(head.targets_N == -100, 0.0)
+    return spread(grad_B, bounds).masked_fill(head.ignored_N, 0.0)

@@ -50,7 +50,7 @@ class Folded:
 
     def finish(self, head: HeadInputs, unit_dx_ND: torch.Tensor | None) -> HeadOutputs:
         """Close the sums: logsumexp, log-probs, entropy, mean logit."""
-        ignored_N = head.targets_N == -100
+        ignored_N = head.ignored_N
         lse_N = self.max_N + self.sum_N.log()
         logps_N = (self.target_N - lse_N).masked_fill(ignored_N, 0.0)
         if unit_dx_ND is not None:
@@ -96,7 +96,7 @@ class TileBackend(Epilogue):
 
     def backward(self, head: HeadInputs, lse_N: torch.Tensor, grad_N: torch.Tensor, wanted: Wanted) -> HeadGradients:
         """Recompute each tile, turn it into d logits, two GEMMs into sums of `sum_dtype`."""
-        grad_N = grad_N.to(head.sum_dtype).masked_fill(head.targets_N == -100, 0.0)
+        grad_N = grad_N.to(head.sum_dtype).masked_fill(head.ignored_N, 0.0)
         dx_ND = torch.zeros_like(head.hidden_ND, dtype=head.sum_dtype) if wanted.hidden else None
         dw_VD = torch.empty_like(head.weight_VD) if wanted.weight else None
         db_V = torch.empty_like(head.bias_V) if wanted.bias and head.bias_V is not None else None
@@ -140,7 +140,7 @@ class TileBackend(Epilogue):
             out, kept = self._forward_keeping(block, stats=stats, keep=count <= positions)
             outputs.append(out)
             grad_B = coefficients(slice(first, last), out.logps_N, bounds).to(head.sum_dtype)
-            grad_N = spread(grad_B, bounds).masked_fill(block.targets_N == -100, 0.0)
+            grad_N = spread(grad_B, bounds).masked_fill(block.ignored_N, 0.0)
             for start, weight, bias in self._vocabulary(block):
                 dw = None if dw_VD is None else dw_VD[start : start + weight.shape[0]]
                 db = None if db_V is None else db_V[start : start + weight.shape[0]]
