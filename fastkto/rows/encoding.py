@@ -121,13 +121,6 @@ def _unfinished(
     return whole.removesuffix(ending)
 
 
-def _message(message: dict[str, Any]) -> dict[str, Any]:
-    """A message without the empty fields that Arrow adds where another row has one."""
-    return _present({key: value for key, value in message.items() if key != "content"}) | {
-        "content": message["content"]
-    }
-
-
 def _present(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _present(item) for key, item in value.items() if item is not None}

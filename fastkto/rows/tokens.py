@@ -20,6 +20,8 @@ __all__ = ["COLUMNS", "TokenReport", "prompt_key", "tokenize", "tokenize_row", "
 
 COLUMNS = ("prompt_ids", "completion_ids", "label", "row_id", "conversation", "prompt_key")
 logger = logging.getLogger(__name__)
+_DIVERGED: set[str] = set()
+"""Names of the streams that were warned of."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class _Fits:
 
     def __call__(self, row: dict[str, Any]) -> bool:
         if row["diverged"]:
-            warn_once(logger, _diverged(row["diverged"], self.dataset_name))
+            _warn_diverged(row["diverged"], self.dataset_name)
         fits = self.max_length is None or row["prompt_length"] < self.max_length
         if not fits:
             text = f"Rows of {self.dataset_name} whose prompt fills max_length={self.max_length} are dropped."
@@ -183,6 +185,13 @@ def _diverged(text: str, dataset_name: str) -> str:
         f"where the two diverge, and this end of the prompt is left out: {text!r}. At inference the model will see "
         "it: use a chat template that renders a prompt alike in both cases, or end prompts on a token boundary."
     )
+
+
+def _warn_diverged(text: str, dataset_name: str) -> None:
+    """For the first row of a stream; the text of no row is kept."""
+    if dataset_name not in _DIVERGED:
+        _DIVERGED.add(dataset_name)
+        logger.warning(_diverged(text, dataset_name))
 
 
 def _log(report: TokenReport, max_length: int | None, dataset_name: str) -> None:

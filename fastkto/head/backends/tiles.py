@@ -62,7 +62,7 @@ class Folded:
 
 
 class TileBackend(Epilogue):
-    """Pure torch. A subclass replaces `fold` and `to_gradient`, the two passes over a tile."""
+    """Pure torch. A subclass can take more from each tile of logits, in `fold`."""
 
     name = "tiles"
     columns = 8192
