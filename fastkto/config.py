@@ -154,7 +154,7 @@ class KTOConfig(TrainingArguments):
         if uses_kl(self.loss_type):
             check_rows_to_pair("per_device_train_batch_size", self.per_device_train_batch_size)
         if self.ddp_broadcast_buffers and self.max_tokens_per_forward is not None:
-            expected = "False with max_tokens_per_forward: ranks with other numbers of forwards would wait for ever"
+            expected = "False with max_tokens_per_forward: ranks with other numbers of forwards would wait forever"
             raise InputError("ddp_broadcast_buffers", True, expected, "Leave it out.")
         if self.sync_ref_model and self.precompute_ref_log_probs:
             raise InputError(

@@ -172,7 +172,7 @@ def check_head_arguments(
         raise InputError("bias", tuple(bias.shape), f"({weight.shape[0]},)", "Pass lm_head.bias as it is.")
     if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
         value = (tuple(targets.shape), targets.dtype)
-        raise InputError("targets", value, f"int64 of shape ({hidden.shape[0]},)", "Pass one token id a position.")
+        raise InputError("targets", value, f"int64 of shape ({hidden.shape[0]},)", "Pass one token id per position.")
     if softcap is not None and not softcap > 0:
         raise InputError("softcap", softcap, "a number above 0, or None", "Pass None for a head without softcap.")
     if targets.device.type == "cpu" and targets.numel() and not torch.compiler.is_compiling():

@@ -158,7 +158,7 @@ def _cached(ref_logps: torch.Tensor, ref_input: torch.Tensor | None, rows: int) 
     if ref_input is not None:
         raise InputError("ref_logps", "given beside ref_input", "one reference", "Leave one of the two out.")
     if ref_logps.shape != (rows,):
-        raise InputError("ref_logps", tuple(ref_logps.shape), f"({rows},), one a row", "Pass one log-prob a row.")
+        raise InputError("ref_logps", tuple(ref_logps.shape), f"({rows},), one per row", "Pass one log-prob per row.")
     return ref_logps.detach()
 
 
@@ -167,7 +167,7 @@ def _checked(hidden: torch.Tensor, target: torch.Tensor, labels: torch.Tensor | 
         raise InputError("_input", tuple(hidden.shape), "three dimensions (B, T, D)", "Do not flatten the rows.")
     if target.shape != hidden.shape[:2]:
         fix = "Shift both: _input[:, :-1] predicts target[:, 1:]."
-        raise InputError("target", tuple(target.shape), f"{tuple(hidden.shape[:2])}, a target a position", fix)
+        raise InputError("target", tuple(target.shape), f"{tuple(hidden.shape[:2])}, a target per position", fix)
     if labels is None or labels.dtype != torch.bool or labels.shape != hidden.shape[:1]:
         value = None if labels is None else (tuple(labels.shape), labels.dtype)
         fix = "Convert on purpose, e.g. labels == 1; -1/1 would all read as true."

@@ -212,6 +212,6 @@ def check_loss_arguments(
             "Convert on purpose, e.g. labels == 1; -1/1 would all read as true.",
         )
     if labels.shape != (rows,):
-        raise InputError("labels", tuple(labels.shape), f"({rows},), one a row", "Pass one label a row.")
+        raise InputError("labels", tuple(labels.shape), f"({rows},), one per row", "Pass one label per row.")
     if ref_logps.shape != (rows,):
-        raise InputError("ref_logps", tuple(ref_logps.shape), f"({rows},), one a row", "Pass one sum a row.")
+        raise InputError("ref_logps", tuple(ref_logps.shape), f"({rows},), one per row", "Pass one sum per row.")

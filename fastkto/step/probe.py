@@ -64,7 +64,7 @@ def why_not_packed(
         return "a row's log-probs change with the tokens of another row: its layers mix the sequence"
     worst = _largest_gap(ours, expected)
     if not worst <= allowed:
-        return f"packed log-probs differ from padded ones by {worst:.3g} nats a row (rounding: {noise:.3g})"
+        return f"packed log-probs differ from padded ones by {worst:.3g} nats per row (rounding: {noise:.3g})"
     return None
 
 

@@ -75,8 +75,8 @@ def peak_by_part(
             return _peak_by_part(model, args, _batch(args, lengths, packed=True), ddp)
         except CannotPack as error:
             if args.packing:
-                fix = "Leave packing unset to train padded, which is as correct and slower."
-                raise InputError("packing", True, f"a model that can run packed, but {error}", fix) from error
+                fix = f"This model cannot be packed: {error}. Leave packing unset to plan padded batches."
+                raise InputError("packing", True, "a model that can be packed", fix) from error
     return _peak_by_part(model, args, _batch(args, lengths, packed=False), ddp)
 
 

@@ -48,7 +48,7 @@ def draw(run_dir: str | Path) -> Any:
 
 def _headline(run_dir: Path, steps: list[dict]) -> str:
     lost = sum(not math.isfinite(line["loss"]) for line in steps)
-    broken = f", {lost} of them with a loss that is no finite number" if lost else ""
+    broken = f", {lost} of them with a non-finite loss" if lost else ""
     return f"KTO run {run_dir.resolve().name!r}: {len(steps)} logged steps{broken}"
 
 

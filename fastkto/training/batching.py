@@ -44,9 +44,9 @@ def choose_collator(
             logger.warning("pad_to_multiple_of has no effect: packed batches hold no padding (packing=False pads).")
         return PackingCollator(args.max_length, kl=kl, max_tokens=args.max_tokens_per_forward)
     if args.packing:
-        fix = "Leave packing unset to train padded, which is as correct and slower."
-        raise InputError("packing", True, f"a model that can run packed, but {reason}", fix)
-    logger.warning(f"Training padded, not packed: {reason}.")
+        fix = f"This model cannot be packed: {reason}. Leave packing unset to train padded, as correct and slower."
+        raise InputError("packing", True, "a model that can be packed", fix)
+    logger.warning(f"This model cannot be packed: {reason}. It trains on padded batches, as correct and slower.")
     return padding
 
 

@@ -87,12 +87,12 @@ def load_policy(
 def _why_not_loaded(model: str, error: Exception) -> InputError | None:
     """What transformers and safetensors say of a model that cannot be loaded, where it can be said better."""
     if isinstance(error, SafetensorError):
-        return InputError("model", model, f"weights that are whole, but: {error}", "Download it again.")
+        return InputError("model", model, f"complete weights, but: {error}", "Download it again.")
     if isinstance(error, RuntimeError) and "mismatch" in str(error):
         fix = "Its config and its weights are of two models: download it again."
         return InputError("model", model, "weights of the shapes that its config names", fix)
     if isinstance(error, OSError) and any(Path(model).glob("pytorch_model*.bin")):
-        fix = "A pickle can run code. Convert it with `save_pretrained` where you trust it."
+        fix = "A pickle can run code. Convert it with `save_pretrained` if you trust it."
         return InputError("model", model, "weights in safetensors, not in a pickle", fix)
     if "Unrecognized configuration class" in str(error):
         return InputError("model", model, "a causal language model", "Its config is of another kind of model.")
@@ -208,7 +208,7 @@ def policy_and_reference(
     if is_peft_model(model):
         if args.sync_ref_model:
             fix = "Train all weights, or leave sync_ref_model out."
-            raise InputError("sync_ref_model", True, "False with an adapter: its reference is no second model", fix)
+            raise InputError("sync_ref_model", True, "False with an adapter: its reference is not a second model", fix)
         if args.gradient_checkpointing:
             if model.active_peft_config.peft_type == "PREFIX_TUNING":
                 fix = "Set it to False."

@@ -38,7 +38,7 @@ def packed_forward(layout: Layout) -> Callable[..., Any]:
 
 @contextmanager
 def split_layers(model: nn.Module, config: Any, layout: Layout) -> Iterator[None]:
-    """Within it each layer of `model` runs as two parts."""
+    """Inside the block each layer of `model` runs as two parts."""
     layers: list[Any] = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     inner = {id(m) for layer in layers for m in layer.modules() if m is not layer}
     layers = [layer for layer in layers if id(layer) not in inner]

@@ -59,7 +59,7 @@ def test_padded_where_it_does_not_and_why(tmp_path, warnings):
     assert type(collator) is PaddingCollator
     assert (collator.max_length, collator.pad_to_multiple_of, collator.kl) == (50, 8, True)
     (warning,) = [text for text in warnings() if "padded" in text]  # not what mamba says of its own kernels
-    assert "Training padded, not packed: a row's log-probs change with the tokens of another row" in warning
+    assert "This model cannot be packed: a row's log-probs change with the tokens of another row" in warning
 
 
 def test_packing_asked_for_by_name_is_no_suggestion(tmp_path):

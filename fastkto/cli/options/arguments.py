@@ -107,7 +107,7 @@ class LaunchArguments:
     accelerate_config: str | None = field(
         default=None, metadata={"help": "Config file of accelerate: FSDP, DeepSpeed, machines."}
     )
-    num_processes: int | None = field(default=None, metadata={"help": "Processes in all; unset: one a GPU."})
+    num_processes: int | None = field(default=None, metadata={"help": "Processes in all; unset: one per GPU."})
     num_machines: int | None = field(default=None, metadata={"help": "Machines."})
     machine_rank: int | None = field(default=None, metadata={"help": "Rank of this machine."})
     main_process_ip: str | None = field(default=None, metadata={"help": "Address of the machine of rank 0."})

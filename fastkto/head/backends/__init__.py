@@ -20,7 +20,7 @@ def choose(name: str, device: torch.device) -> Backend:
         raise InputError("backend", name, f'"auto" or one of {tuple(BACKENDS)}', "Correct the name.")
     reason = BACKENDS[name].unavailable(device)
     if reason is not None:
-        fix = 'Choose backend="auto", or mend what is missing: `fastkto doctor` shows what is here.'
+        fix = 'Choose backend="auto", or install what is missing: `fastkto doctor` shows what is available.'
         raise InputError("backend", name, f"one that can serve {device} ({reason})", fix)
     return BACKENDS[name]
 

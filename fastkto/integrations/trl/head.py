@@ -98,7 +98,7 @@ class TRLHead:
         """
         if hasattr(weight, "ds_id"):
             fix = "Leave patch_trl_head out under ZeRO-3."
-            raise InputError("lm_head.weight", "sharded by ZeRO-3", "a weight that the backward finds whole", fix)
+            raise InputError("lm_head.weight", "sharded by ZeRO-3", "a weight that is whole in the backward", fix)
         softcap = None if final_logit_softcapping is None else final_logit_softcapping / temperature
         scale = logit_scale / temperature
         entropy = mean_logits = log_sum_sq_probs = is_top1 = None

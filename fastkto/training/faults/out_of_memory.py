@@ -39,7 +39,7 @@ def describe(batch: dict[str, Any]) -> str:
     if "sequences" in batch:
         forwards = [sequence["input_ids"].shape[1] for sequence in batch["sequences"]]
         return f"{text}, with its KL rows {max(forwards)} tokens in the largest of {len(forwards)} forwards"
-    return f"{text}, padded to {batch['input_ids'].shape[1]} a row"
+    return f"{text}, padded to {batch['input_ids'].shape[1]} per row"
 
 
 def _fix(args: KTOConfig) -> str:
