@@ -22,11 +22,12 @@ from transformers import TrainerCallback
 from fastkto.batch import PackingCollator
 from fastkto.batch.targets_and_kl import streams
 from fastkto.bench.machine import machine
-from fastkto.bench.systems import Setting
+from fastkto.bench.systems import LoadedCase
 from fastkto.bench.worker import peak_gib
 from fastkto.head import token_stats
 from fastkto.head.fused_kto import kto_of_token_stats
-from fastkto.step.micro_step import LossSettings, ReferenceLogps, kto_step, row_logps
+from fastkto.losses.kto import LossSettings
+from fastkto.step.micro_step import ReferenceLogps, kto_step, row_logps
 from fastkto.trunk.modules import install_scorer
 from fastkto.trunk.run import ModelRun, Scored, run_batch
 
@@ -84,9 +85,9 @@ def work(options: argparse.Namespace) -> None:
     """One way, in this process."""
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory(prefix="fastkto-bench-") as folder:
-        setting = Setting(case_of(options, ON_CPU), TrainerCallback(), folder)
-        rows = setting.tokenised().select(range(options.batch)).to_list()
-    model = setting.model.train()
+        loaded = LoadedCase(case_of(options, ON_CPU), TrainerCallback(), folder)
+        rows = loaded.tokenised().select(range(options.batch)).to_list()
+    model = loaded.model.train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     install_scorer(model)
     run, seconds = ModelRun(model), []

@@ -45,11 +45,13 @@ class PackingCollator:
         for prefix, ids in (("", targets), ("KL_", kl)):
             if ids is not None:
                 batch[f"{prefix}row_keys"] = row_keys(starts, ids)
-                batch[f"{prefix}cu_seqlens"] = _joined([sequence[f"{prefix}cu_seqlens"] for sequence in sequences])
+                batch[f"{prefix}cu_seqlens"] = _joined_cu_seqlens(
+                    [sequence[f"{prefix}cu_seqlens"] for sequence in sequences]
+                )
         return batch
 
 
-def _joined(parts: list[list[int]]) -> list[int]:
+def _joined_cu_seqlens(parts: list[list[int]]) -> list[int]:
     offsets = [0]
     for part in parts:
         base = offsets[-1]
@@ -72,7 +74,7 @@ def _sequence(cut: list[list[int]], starts: list[int], tails: list[list[int]] | 
     ids = [token for row in cut for token in row]
     positions = [i for row in cut for i in range(len(row))]
     bounds = _offsets(cut)
-    stream = _scored(
+    stream = _predicting(
         [
             (base + max(start, 1) - 1, row[max(start, 1) :])
             for base, start, row in zip(bounds, starts, cut, strict=False)
@@ -109,7 +111,7 @@ def _sequence(cut: list[list[int]], starts: list[int], tails: list[list[int]] | 
     }
 
 
-def _scored(rows: list[tuple[int, list[int]]]) -> dict[str, Any]:
+def _predicting(rows: list[tuple[int, list[int]]]) -> dict[str, Any]:
     """Positions that predict, from (first predicting position, tokens it and its followers predict) of each row."""
     index = [first + i for first, tokens in rows for i in range(len(tokens))]
     targets = [token for _, tokens in rows for token in tokens]

@@ -12,7 +12,7 @@ from transformers import Trainer
 
 from fastkto.head.backends import choose
 from fastkto.head.backends.base import Wanted
-from fastkto.head.logprobs import prepare
+from fastkto.head.logprobs import head_inputs
 from fastkto.training import KTOTrainer
 from fastkto.trunk.run import Scored, run_batch
 
@@ -57,7 +57,7 @@ class _CrossEntropy(torch.autograd.Function):
         scale: float,
         bounds: list[int],
     ) -> torch.Tensor:
-        head, _ = prepare(hidden_ND, weight_VD, targets_N, bias_V, softcap, scale)
+        head, _ = head_inputs(hidden_ND, weight_VD, targets_N, bias_V, softcap, scale)
         wanted = Wanted(ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias=False)
         share = -1.0 / len(targets_N)
 

@@ -14,9 +14,9 @@ from fastkto.errors import InputError
 from fastkto.head.backends import choose
 from fastkto.head.backends.base import Backend, HeadInputs, Wanted
 from fastkto.head.backends.blocks import spread
-from fastkto.head.backends.loss_terms import RowSums, Settings, Terms
-from fastkto.head.logprobs import TokenStats, prepare, token_logprobs
-from fastkto.losses.kto import check_loss_arguments, check_pairs, class_sums, kto_loss, no_pairs, uses_kl
+from fastkto.head.backends.loss_terms import RowSums, Terms
+from fastkto.head.logprobs import TokenStats, head_inputs, token_logprobs
+from fastkto.losses.kto import LossSettings, check_loss_arguments, check_pairs, class_sums, kto_loss, no_pairs, uses_kl
 
 
 class FusedKTO(NamedTuple):
@@ -94,11 +94,11 @@ def fused_linear_kto(
 
     Source: eqs. (1) to (7); arXiv 2402.01306, eq. 7 and section 4.1.
     """
-    head, wanted = prepare(hidden, weight, targets, bias, softcap, scale)
+    head, wanted = head_inputs(hidden, weight, targets, bias, softcap, scale)
     bounds = _bounds("cu_seqlens", cu_seqlens, hidden.shape[0])
     check_loss_arguments(len(bounds) - 1, ref_logps, labels, beta=beta, loss_type=loss_type)
     rows = len(bounds) - 1 if num_rows is None else num_rows
-    settings = Settings(beta, desirable_weight, undesirable_weight, loss_type, rows)
+    settings = LossSettings(beta, desirable_weight, undesirable_weight, loss_type)
     chosen = choose(backend, hidden.device)
     kl_B, kl_sum_and_count = ref_logps.new_empty(0, dtype=head.sum_dtype), None
     if uses_kl(loss_type):
@@ -114,7 +114,7 @@ def fused_linear_kto(
         if reduce is not None:
             kl_sum_and_count = reduce(kl_sum_and_count)
     loss, logps_B, z0, rewards_B, u_B, sums, entropy_N, mean_logits_N = _FusedLinearKTO.apply(
-        hidden, weight, bias, head, bounds, labels, ref_logps, kl_sum_and_count, settings, chosen, wanted, stats
+        hidden, weight, bias, head, bounds, labels, ref_logps, kl_sum_and_count, settings, rows, chosen, wanted, stats
     )
     return FusedKTO(loss, rewards_B, logps_B, z0, kl_B, u_B, sums, entropy_N, mean_logits_N)
 
@@ -133,7 +133,8 @@ class _FusedLinearKTO(torch.autograd.Function):
         labels_B: torch.Tensor,
         ref_logps_B: torch.Tensor,
         kl_sum_and_count: torch.Tensor | None,
-        settings: Settings,
+        settings: LossSettings,
+        num_rows: float | torch.Tensor,
         backend: Backend,
         wanted: Wanted,
         stats: bool,
@@ -142,7 +143,7 @@ class _FusedLinearKTO(torch.autograd.Function):
 
         def coefficients(rows: slice, logps_N: torch.Tensor, row_bounds: Sequence[int]) -> torch.Tensor:
             sums = backend.row_sums(logps_N, row_bounds, ref_logps_B[rows])
-            parts.append((sums, backend.terms(sums, labels_B[rows], kl_sum_and_count, settings)))
+            parts.append((sums, backend.terms(sums, labels_B[rows], kl_sum_and_count, settings, num_rows)))
             return parts[-1][1].coefficients_B
 
         with torch.autocast(hidden_ND.device.type, enabled=False):
@@ -152,7 +153,7 @@ class _FusedLinearKTO(torch.autograd.Function):
             else:
                 out = backend.forward(head, stats=stats, unit_dx=False)
                 coefficients(slice(None), out.logps_N, bounds)
-            sums, terms = _joined(parts)
+            sums, terms = _joined_blocks(parts)
         ctx.set_materialize_grads(False)
         rows = sums.logps_B, terms.z0, terms.rewards_B, terms.utilities_B, terms.class_sums
         found = *rows, out.entropy_N, out.mean_logits_N
@@ -163,14 +164,14 @@ class _FusedLinearKTO(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor | None, *_: None) -> tuple[torch.Tensor | None, ...]:
         if grad is None:
-            return (None,) * 12
+            return (None,) * 13
         grads: Any = ctx.saved_tensors
         if grad.device.type != "cpu" or grad.item() != 1:  # to look would make a GPU wait
             grads = [None if x is None else (x * grad).to(x.dtype) for x in grads]
-        return *grads, *(None,) * 9
+        return *grads, *(None,) * 10
 
 
-def _joined(parts: list[tuple[RowSums, Terms]]) -> tuple[RowSums, Terms]:
+def _joined_blocks(parts: list[tuple[RowSums, Terms]]) -> tuple[RowSums, Terms]:
     """The blocks' rows one after another; what is a sum over rows is added up."""
     if len(parts) == 1:
         return parts[0]

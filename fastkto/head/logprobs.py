@@ -60,7 +60,7 @@ def token_logprobs(
 
     Source: eq. (1) of the contract; arXiv 2402.01306, section 3.
     """
-    head, wanted = prepare(hidden, weight, targets, bias, softcap, scale)
+    head, wanted = head_inputs(hidden, weight, targets, bias, softcap, scale)
     return _apply(head, chosen_name(backend, str(hidden.device)), wanted, stats=False)[0]
 
 
@@ -75,7 +75,7 @@ def token_stats(
     backend: str = "auto",
 ) -> TokenStats:
     """`token_logprobs` with the entropy and the mean logit of each position, from the same pass; same arguments."""
-    head, wanted = prepare(hidden, weight, targets, bias, softcap, scale)
+    head, wanted = head_inputs(hidden, weight, targets, bias, softcap, scale)
     return TokenStats(*_apply(head, chosen_name(backend, str(hidden.device)), wanted, stats=True))
 
 
@@ -127,7 +127,7 @@ def _apply(head: HeadInputs, backend: str, wanted: Wanted, *, stats: bool) -> tu
     return _TokenLogprobs.apply(*tensors, head.softcap, head.scale, head.compute_dtype, backend, stats, *wanted)
 
 
-def prepare(
+def head_inputs(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     targets: torch.Tensor,

@@ -16,6 +16,15 @@ USES_KL = {"kto": True, "apo_zero_unpaired": False}
 LOSS_TYPES = tuple(USES_KL)
 
 
+class LossSettings(NamedTuple):
+    """Keywords of the loss that stay the same through a run."""
+
+    beta: float
+    desirable_weight: float
+    undesirable_weight: float
+    loss_type: str
+
+
 class KTOLoss(NamedTuple):
     """What `kto_loss` returns. Only `loss` carries a gradient."""
 

@@ -7,17 +7,9 @@ import torch
 
 from fastkto.head.fused_kto import FusedKTO, fused_linear_kto, kto_of_token_stats, row_sums
 from fastkto.head.logprobs import TokenStats, module_token_stats, token_stats
+from fastkto.losses.kto import LossSettings
 from fastkto.trunk.modules import Head
 from fastkto.trunk.run import Batch, ModelRun, Scored, num_forwards, run_batch, run_extra_forwards
-
-
-class LossSettings(NamedTuple):
-    """Keywords of the loss that stay the same through a run."""
-
-    beta: float
-    desirable_weight: float
-    undesirable_weight: float
-    loss_type: str
 
 
 class ReferenceLogps(NamedTuple):
@@ -41,7 +33,7 @@ def row_logps(
     with torch.set_grad_enabled(graph):
         parts = run_batch(run, batch, lambda scored: _stats(scored, run.backend))
         run_extra_forwards(run, batch, forwards, lambda scored: _stats(scored, run.backend))
-    stats, kl_logps = _joined(parts)
+    stats, kl_logps = _of_all_rows(parts)
     return row_sums(stats.logps, batch["cu_seqlens"], run.backend), kl_logps
 
 
@@ -88,7 +80,7 @@ def kto_step(
 
     parts = run_batch(run, batch, lambda scored: _stats(scored, run.backend))
     extra = run_extra_forwards(run, batch, reference.forwards, lambda scored: _stats(scored, run.backend))
-    stats, kl_logps = _joined(parts)
+    stats, kl_logps = _of_all_rows(parts)
     out = kto_of_token_stats(
         stats,
         batch["cu_seqlens"],
@@ -136,7 +128,7 @@ def _token_stats(head: Head, hidden: torch.Tensor, targets: torch.Tensor, backen
     return token_stats(hidden, weight, targets, bias=bias, softcap=head.softcap, scale=head.scale, backend=backend)
 
 
-def _joined(parts: list[_PartStats]) -> tuple[TokenStats, torch.Tensor | None]:
+def _of_all_rows(parts: list[_PartStats]) -> tuple[TokenStats, torch.Tensor | None]:
     stats = TokenStats(*(torch.cat(x) for x in zip(*(part.tokens for part in parts), strict=True)))
     kl_logps = [part.kl_logps for part in parts if part.kl_logps is not None]
     return stats, torch.cat(kl_logps) if kl_logps else None

@@ -77,7 +77,7 @@ def probe_rows(rows: Sequence[dict[str, Any]], window: int | None, max_length: i
 
     ordered = sorted(rows, key=length)
     chosen = [ordered[len(ordered) * i // (2 * ROWS)] for i in range(ROWS) if ordered]
-    chosen = [_cut(row) | {"prompt_key": i, "conversation": i} for i, row in enumerate(chosen)]
+    chosen = [_shortened(row) | {"prompt_key": i, "conversation": i} for i, row in enumerate(chosen)]
     if chosen and window is not None and (max_length is None or max_length > window):
         ids = chosen[-1]["completion_ids"]
         longer = (list(ids) * (window // len(ids) + 2))[: window + len(ids) + 1]  # longer also behind another prompt
@@ -85,7 +85,7 @@ def probe_rows(rows: Sequence[dict[str, Any]], window: int | None, max_length: i
     return chosen
 
 
-def _cut(row: dict[str, Any]) -> dict[str, Any]:
+def _shortened(row: dict[str, Any]) -> dict[str, Any]:
     """The end of its prompt and the start of its completion."""
     prompt, completion = row["prompt_ids"], row["completion_ids"]
     return row | {"prompt_ids": prompt[-LENGTH // 2 :], "completion_ids": completion[: LENGTH // 2]}

@@ -14,10 +14,11 @@ from fastkto.disk import no_folder_left
 from fastkto.engines import refuse_data_parallel, running
 from fastkto.errors import InputError
 from fastkto.head.backends import choose
+from fastkto.losses.kto import LossSettings
 from fastkto.pairs import PairableSampler
 from fastkto.rows.tokens import COLUMNS
 from fastkto.step.metrics import Meter, step_sums
-from fastkto.step.micro_step import LossSettings, kto_step
+from fastkto.step.micro_step import kto_step
 from fastkto.training.assemble import assemble
 from fastkto.training.batching import pairable_sampler
 from fastkto.training.callbacks import LogAtCheckpoint, MetricsFile, SamplerEpoch

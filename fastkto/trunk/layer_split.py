@@ -82,7 +82,7 @@ def _run_split(
         def cut(x: Any) -> Any:
             if not tail and x is seam.joined and x is not None and not x._backward_hooks:  # sharding's hooks must fire
                 return seam.targets
-            return _cut(x, tokens, targets if tail else 0, tokens if tail else targets)
+            return _part_of(x, tokens, targets if tail else 0, tokens if tail else targets)
 
         named = {name: cut(x) for name, x in kwargs.items()}
         return [cut(x) for x in args], named | {"packed": Part(layout, tail, stash)}
@@ -142,10 +142,10 @@ def _with_attribute(module: nn.Module, name: str, value: Any) -> Iterator[None]:
         own.update(before)
 
 
-def _cut(value: Any, tokens: int, start: int, end: int) -> Any:
+def _part_of(value: Any, tokens: int, start: int, end: int) -> Any:
     """The part [start, end) of what runs along the sequence; anything else as it is."""
     if isinstance(value, tuple | list):
-        return type(value)(_cut(x, tokens, start, end) for x in value)
+        return type(value)(_part_of(x, tokens, start, end) for x in value)
     if not isinstance(value, torch.Tensor) or tokens not in value.shape:
         return value
     if value.ndim >= 2 and value.shape[1] == tokens:

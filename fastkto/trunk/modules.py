@@ -98,20 +98,20 @@ def _score(scorer: Scorer, hidden: torch.Tensor, head: Head, aux_loss: torch.Ten
     own = vars(head.module)
     before = {name: value for name, value in own.items() if name == "forward"}
 
-    def give_back() -> None:
+    def put_back() -> None:
         if own.get("forward") is once:
             del head.module.forward
             own.update(before)
 
     def once(hidden: torch.Tensor) -> Any:
-        give_back()  # the scorer may run the stock forward
+        put_back()  # the scorer may run the stock forward
         return scorer(hidden, head, aux_loss)
 
     head.module.forward = once
     try:
         return head.module(hidden)
     finally:  # a hook that fails comes before `once`
-        give_back()
+        put_back()
 
 
 def teach_scorer(model: nn.Module, *, check: bool = True) -> None:

@@ -57,6 +57,19 @@ class Scored(NamedTuple):
     aux_loss: torch.Tensor | None
     """A mixture of experts' load-balancing loss over the target tokens, where asked for."""
 
+    @classmethod
+    def of(
+        cls,
+        part: dict[str, Any],
+        head: Head,
+        hidden: torch.Tensor,
+        kl_hidden: torch.Tensor | None,
+        aux_loss: torch.Tensor | None,
+    ) -> "Scored":
+        """The hidden states with the targets and offsets of the same rows, from the batch."""
+        kl = part.get("KL_targets"), part.get("KL_cu_seqlens")
+        return cls(head, hidden, part["targets"], part["cu_seqlens"], kl_hidden, *kl, aux_loss)
+
 
 def num_forwards(run: ModelRun, batch: Batch) -> int:
     """How many forwards of the model a batch takes, per stream."""
@@ -89,7 +102,7 @@ def _run_packed(run: ModelRun, sequence: Batch, score: Callable[[Scored], Result
         kl_hidden = None
         if "KL_logit_index" in sequence:
             kl_hidden = hidden_TD.detach().index_select(0, sequence["KL_logit_index"])
-        return score(_scored(sequence, head, hidden_TD.index_select(0, sequence["logit_index"]), kl_hidden, aux_loss))
+        return score(Scored.of(sequence, head, hidden_TD.index_select(0, sequence["logit_index"]), kl_hidden, aux_loss))
 
     extra = {"output_router_logits": True} if run.router_logits else {}
     ids = {"input_ids": sequence["input_ids"], "position_ids": sequence["position_ids"]}
@@ -110,7 +123,7 @@ def _run_padded(run: ModelRun, batch: Batch, rows: slice, score: Callable[[Score
     }
 
     def scorer(hidden_ND: torch.Tensor, head: Head, aux_loss: torch.Tensor | None) -> Result:
-        return score(_scored(part, head, hidden_ND, kl_hidden, aux_loss))
+        return score(Scored.of(part, head, hidden_ND, kl_hidden, aux_loss))
 
     result: Result = _run_padded_stream(run, batch, "", rows, scorer)
     return result
@@ -139,17 +152,6 @@ def _rows_of_stream(batch: Batch, prefix: str, rows: slice) -> dict[str, Any]:
         "targets": batch[f"{prefix}targets"][first : bounds[rows.stop]],
         "cu_seqlens": [bound - first for bound in bounds[rows.start : rows.stop + 1]],
     }
-
-
-def _scored(
-    part: dict[str, Any],
-    head: Head,
-    hidden: torch.Tensor,
-    kl_hidden: torch.Tensor | None,
-    aux_loss: torch.Tensor | None,
-) -> Scored:
-    kl = part.get("KL_targets"), part.get("KL_cu_seqlens")
-    return Scored(head, hidden, part["targets"], part["cu_seqlens"], kl_hidden, *kl, aux_loss)
 
 
 def _row_parts(run: ModelRun, batch: Batch) -> list[slice]:

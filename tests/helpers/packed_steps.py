@@ -6,8 +6,8 @@ from tolerance import assert_close
 
 from fastkto.batch import PackingCollator, PaddingCollator
 from fastkto.batch.targets_and_kl import streams
-from fastkto.losses.kto import kto_loss
-from fastkto.step.micro_step import LossSettings, ReferenceLogps, kto_step, row_logps
+from fastkto.losses.kto import LossSettings, kto_loss
+from fastkto.step.micro_step import ReferenceLogps, kto_step, row_logps
 from fastkto.trunk import ModelRun
 from fastkto.trunk.modules import find_head, install_scorer
 

@@ -6,7 +6,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from fastkto.head.backends.loss_terms import RowSums, Settings, Terms
+from fastkto.head.backends.loss_terms import RowSums, Terms
+from fastkto.losses.kto import LossSettings
 
 IGNORE_INDEX = -100
 
@@ -103,9 +104,14 @@ class Backend(Protocol):
         ...
 
     def terms(
-        self, rows: RowSums, labels_B: torch.Tensor, kl_sum_and_count: torch.Tensor | None, loss: Settings
+        self,
+        rows: RowSums,
+        labels_B: torch.Tensor,
+        kl_sum_and_count: torch.Tensor | None,
+        loss: LossSettings,
+        num_rows: float | torch.Tensor,
     ) -> Terms:
-        """The loss, its coefficients and the logged sums, once z0 is."""
+        """The loss, its coefficients and the logged sums, once z0 is; `num_rows` of the whole optimizer step."""
         ...
 
     def forward_backward(

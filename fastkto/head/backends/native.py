@@ -88,7 +88,7 @@ class NativeBackend(TileBackend):
         if head.sum_dtype == torch.float64:
             return super().backward(head, lse_N, grad_N, wanted)
         dtype = head.weight_VD.dtype if wanted.weight else torch.float32
-        sums = Sums.new(head, wanted, weight_dtype=dtype)
+        sums = GradientSums.new(head, wanted, weight_dtype=dtype)
         self._accumulate(head, lse_N, grad_N.float().masked_fill(head.ignored_N, 0.0), sums)
         return sums.gradients(head)
 
@@ -108,7 +108,7 @@ class NativeBackend(TileBackend):
             out, unit_ND = self._forward_with_unit_dx(head, stats=stats)
             grad_N = upstream(head, cu_seqlens, slice(0, len(cu_seqlens) - 1), coefficients, out.logps_N)
             return out, HeadGradients(cast(unit_ND.mul_(grad_N[:, None]), head.hidden_ND), None, None)
-        sums, outputs = Sums.new(head, wanted, weight_dtype=torch.float32), []
+        sums, outputs = GradientSums.new(head, wanted, weight_dtype=torch.float32), []
         most = min(self._block_positions(head), 4 * self.tiling(head).rows)
         blocks = list(row_blocks(cu_seqlens, most))
         sizes = [cu_seqlens[last] - cu_seqlens[first] for first, last in blocks]
@@ -177,7 +177,7 @@ class NativeBackend(TileBackend):
         head: HeadInputs,
         lse_N: torch.Tensor,
         grad_N: torch.Tensor,
-        sums: "Sums",
+        sums: "GradientSums",
         *,
         kept: torch.Tensor | None = None,
         fresh: bool = True,
@@ -204,7 +204,7 @@ class NativeBackend(TileBackend):
                 dw.copy_(dw_sum)
 
 
-class Sums(NamedTuple):
+class GradientSums(NamedTuple):
     """Gradient sums in float32, uninitialised: the first product overwrites. dW may be narrower, written once."""
 
     dx_ND: torch.Tensor | None
@@ -212,7 +212,7 @@ class Sums(NamedTuple):
     db_V: torch.Tensor | None
 
     @classmethod
-    def new(cls, head: HeadInputs, wanted: Wanted, *, weight_dtype: torch.dtype) -> "Sums":
+    def new(cls, head: HeadInputs, wanted: Wanted, *, weight_dtype: torch.dtype) -> "GradientSums":
         """Room for what is wanted; zeros where no position will write."""
         new = torch.empty if head.hidden_ND.shape[0] else torch.zeros
         return cls(
@@ -221,7 +221,7 @@ class Sums(NamedTuple):
             new(head.weight_VD.shape[0]) if wanted.bias and head.bias_V is not None else None,
         )
 
-    def rows(self, start: int, end: int) -> "Sums":
+    def rows(self, start: int, end: int) -> "GradientSums":
         """The same sums for the positions [start, end)."""
         return self if self.dx_ND is None else self._replace(dx_ND=self.dx_ND[start:end])
 

@@ -10,7 +10,8 @@ import torch
 
 from fastkto.head.backends.base import Coefficients, HeadGradients, HeadInputs, HeadOutputs, Wanted
 from fastkto.head.backends.blocks import largest_block, row_blocks, spread
-from fastkto.head.backends.loss_terms import RowSums, Settings, Terms
+from fastkto.head.backends.loss_terms import RowSums, Terms
+from fastkto.losses.kto import LossSettings
 
 
 class TritonBackend:
@@ -105,10 +106,14 @@ class TritonBackend:
         return RowSums(*kernels().row_sums(logps_N, offsets, ref_logps_B))
 
     def terms(
-        self, rows: RowSums, labels_B: torch.Tensor, kl_sum_and_count: torch.Tensor | None, loss: Settings
+        self,
+        rows: RowSums,
+        labels_B: torch.Tensor,
+        kl_sum_and_count: torch.Tensor | None,
+        loss: LossSettings,
+        num_rows: float | torch.Tensor,
     ) -> Terms:
         """One launch."""
-        num_rows = loss.num_rows
         if not isinstance(num_rows, torch.Tensor):
             num_rows = rows.logps_B.new_full((1,), num_rows)
         weights = {"desirable_weight": loss.desirable_weight, "undesirable_weight": loss.undesirable_weight}

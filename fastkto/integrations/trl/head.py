@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from fastkto.errors import InputError
 from fastkto.head.backends.base import HeadInputs
 from fastkto.head.backends.tiles import Folded, TileBackend
-from fastkto.head.logprobs import prepare, token_logprobs, token_stats
+from fastkto.head.logprobs import head_inputs, token_logprobs, token_stats
 from fastkto.integrations.versions import require_parameters, require_version
 
 KNOWN = ("1.16.0",)
@@ -111,7 +111,7 @@ class TRLHead:
             entropy = _Entropy.apply(entropy, hidden, weight, bias, targets, *rest)
         if "log_sum_sq_probs" in outputs or "is_top1" in outputs:
             with torch.no_grad():
-                extras = _Extras(prepare(hidden, weight, targets, bias, softcap, scale)[0])
+                extras = _Extras(head_inputs(hidden, weight, targets, bias, softcap, scale)[0])
             log_sum_sq_probs = extras.log_sum_sq_probs_N if "log_sum_sq_probs" in outputs else None
             is_top1 = extras.is_top1_N if "is_top1" in outputs else None
         entropy = entropy if "entropy" in outputs else None

@@ -16,9 +16,10 @@ from fastkto.engines import refuse_data_parallel
 from fastkto.errors import InputError
 from fastkto.integrations.trl.rows import TRLCollator
 from fastkto.integrations.versions import require_parameters, require_version
+from fastkto.losses.kto import LossSettings
 from fastkto.step import Reference
 from fastkto.step.metrics import Sums, figures, step_sums
-from fastkto.step.micro_step import LossSettings, ReferenceLogps, kto_step, row_logps
+from fastkto.step.micro_step import ReferenceLogps, kto_step, row_logps
 from fastkto.training.batching import choose_collator
 from fastkto.trunk.modules import find_head, teach_scorer, unwrap_peft
 from fastkto.trunk.run import Batch, ModelRun
