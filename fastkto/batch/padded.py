@@ -57,16 +57,16 @@ class PaddingCollator:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> PaddedBatch:
         """The batch of these rows, in their order."""
-        starts, targets, kl = streams(rows, self.max_length, kl=self.kl)
-        batch = self._stream("", starts, targets)
+        prompt_lengths, targets, kl = streams(rows, self.max_length, kl=self.kl)
+        batch = self._stream("", prompt_lengths, targets)
         if kl is not None:
-            batch |= self._stream("KL_", starts, kl)
+            batch |= self._stream("KL_", prompt_lengths, kl)
         batch["label"] = torch.tensor([bool(row["label"]) for row in rows])
         batch["row_ids"] = torch.tensor([row.get("row_id", i) for i, row in enumerate(rows)])
         batch["num_tokens"] = sum(map(len, targets))
         return batch  # type: ignore[return-value]
 
-    def _stream(self, prefix: str, starts: list[int], rows: list[list[int]]) -> dict[str, Any]:
+    def _stream(self, prefix: str, prompt_lengths: list[int], rows: list[list[int]]) -> dict[str, Any]:
         """One stream of [prompt | completion] rows and what the head needs of it."""
         multiple = self.pad_to_multiple_of or 1
         length = -(-max(map(len, rows)) // multiple) * multiple
@@ -74,19 +74,19 @@ class PaddingCollator:
         attention_BL = torch.zeros_like(ids_BL)
         index: list[int] = []
         targets: list[int] = []
-        offsets = [0]
-        for row, (ids, start) in enumerate(zip(rows, starts, strict=True)):
+        cu_seqlens = [0]
+        for row, (ids, start) in enumerate(zip(rows, prompt_lengths, strict=True)):
             ids_BL[row, : len(ids)] = torch.tensor(ids)
             attention_BL[row, : len(ids)] = 1
             first = max(start, 1)
             index += range(row * length + first - 1, row * length + len(ids) - 1)
             targets += ids[first:]
-            offsets.append(len(index))
+            cu_seqlens.append(len(index))
         return {
             f"{prefix}input_ids": ids_BL,
             f"{prefix}attention_mask": attention_BL,
             f"{prefix}logit_index": torch.tensor(index, dtype=torch.int64),
             f"{prefix}targets": torch.tensor(targets, dtype=torch.int64),
-            f"{prefix}cu_seqlens": offsets,
-            f"{prefix}row_keys": row_keys(starts, rows),
+            f"{prefix}cu_seqlens": cu_seqlens,
+            f"{prefix}row_keys": row_keys(prompt_lengths, rows),
         }

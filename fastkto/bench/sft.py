@@ -55,17 +55,17 @@ class _CrossEntropy(torch.autograd.Function):
         bias_V: torch.Tensor | None,
         softcap: float | None,
         scale: float,
-        bounds: list[int],
+        cu_seqlens: list[int],
     ) -> torch.Tensor:
         head, _ = head_inputs(hidden_ND, weight_VD, targets_N, bias_V, softcap, scale)
         wanted = Wanted(ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias=False)
         share = -1.0 / len(targets_N)
 
-        def coefficients(rows: slice, logps_N: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
-            return logps_N.new_full((len(bounds) - 1,), share)
+        def coefficients(rows: slice, logps_N: torch.Tensor, block_cu_seqlens: Sequence[int]) -> torch.Tensor:
+            return logps_N.new_full((len(block_cu_seqlens) - 1,), share)
 
         backend = choose("auto", hidden_ND.device)
-        out, grads = backend.forward_backward(head, bounds, coefficients, wanted, stats=False)
+        out, grads = backend.forward_backward(head, cu_seqlens, coefficients, wanted, stats=False)
         ctx.save_for_backward(grads.hidden_ND, grads.weight_VD)
         return out.logps_N.sum() * share
 

@@ -93,7 +93,7 @@ class FusedLinearKTOLoss(nn.Module):
         labels = _checked(_input, target, preference_labels)
         scored_BT = target != self.ignore_index
         counts: list[int] = scored_BT.sum(1).tolist()
-        bounds = [0, *itertools.accumulate(counts)]
+        cu_seqlens = [0, *itertools.accumulate(counts)]
         targets = target[scored_BT]
         if self.average_log_prob and 0 in counts:
             value = f"row {counts.index(0)} with no scored position"
@@ -125,7 +125,7 @@ class FusedLinearKTOLoss(nn.Module):
             out = kto_loss(logps, shifted, labels, **loss)
         else:
             hidden = _input[scored_BT]
-            out = fused_linear_kto(hidden, lin_weight, targets, bounds, labels, shifted, bias=bias, **loss)
+            out = fused_linear_kto(hidden, lin_weight, targets, cu_seqlens, labels, shifted, bias=bias, **loss)
             logps = out.logps
         with torch.no_grad():
             rewards = self.beta * (logps - ref_logps)

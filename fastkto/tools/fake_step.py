@@ -61,18 +61,18 @@ class FakeStep:
                 self._log_probs(scored, scored.kl_hidden, scored.kl_targets, NOTHING, None)
         weight = scored.head.module.weight
         wanted = Wanted(scored.hidden.requires_grad, weight.requires_grad, bias=False)
-        bounds = scored.cu_seqlens if fused else None
-        return self._log_probs(scored, scored.hidden, scored.targets, wanted, bounds).sum()
+        cu_seqlens = scored.cu_seqlens if fused else None
+        return self._log_probs(scored, scored.hidden, scored.targets, wanted, cu_seqlens).sum()
 
     def _log_probs(
-        self, scored: Scored, hidden: torch.Tensor, targets: torch.Tensor, wanted: Wanted, bounds: list[int] | None
+        self, scored: Scored, hidden: torch.Tensor, targets: torch.Tensor, wanted: Wanted, cu_seqlens: list[int] | None
     ) -> torch.Tensor:
         module, softcap, scale = scored.head
         with self.footprint.labelled(HEAD):
             if not scored.head.plain:
                 return module_token_stats(module, hidden, targets, softcap=softcap, scale=scale).logps
             head = HeadInputs(hidden, module.weight, targets, module.bias, softcap, scale, compute_dtype(hidden))
-            made = _Made(self.footprint, self.backend, head, wanted, bounds)
+            made = _Made(self.footprint, self.backend, head, wanted, cu_seqlens)
             found: torch.Tensor = _StandIn.apply(hidden, module.weight, made)
             return found
 
@@ -81,15 +81,15 @@ class _Made:
     """What a call of the head makes, from shapes alone."""
 
     def __init__(
-        self, footprint: Footprint, backend: Backend, head: HeadInputs, wanted: Wanted, bounds: list[int] | None
+        self, footprint: Footprint, backend: Backend, head: HeadInputs, wanted: Wanted, cu_seqlens: list[int] | None
     ) -> None:
-        self.footprint, self.backend, self.wanted, self.bounds = footprint, backend, wanted, bounds
+        self.footprint, self.backend, self.wanted, self.cu_seqlens = footprint, backend, wanted, cu_seqlens
         self.head = head
 
     def scratch(self, wanted: Wanted) -> None:
         """Memory of the call, freed at its end."""
         with self.footprint.labelled(HEAD):
-            torch.empty(self.backend.scratch_bytes(self.head, wanted, self.bounds), dtype=torch.uint8)
+            torch.empty(self.backend.scratch_bytes(self.head, wanted, self.cu_seqlens), dtype=torch.uint8)
 
     def gradients(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Of the hidden states and of the weight."""
@@ -102,14 +102,14 @@ class _Made:
 
 
 class _StandIn(torch.autograd.Function):
-    """Log-probs (N,) of the targets, with the gradients formed in the forward (`bounds`) or in the backward."""
+    """Log-probs (N,) of the targets, with the gradients formed in the forward (`cu_seqlens`) or in the backward."""
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, made: _Made) -> torch.Tensor:
         ctx.made = made
         grads: tuple[torch.Tensor | None, ...] = ()
         frozen = made.wanted.hidden and not made.wanted.weight
-        if made.bounds is not None or frozen:
+        if made.cu_seqlens is not None or frozen:
             grads = made.gradients()
             made.scratch(made.wanted)
         else:

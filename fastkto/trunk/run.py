@@ -133,8 +133,8 @@ def _run_padded_stream(run: ModelRun, batch: Batch, prefix: str, rows: slice, sc
     """The model on some rows of a stream; `scorer` gets the hidden states (N, D) at the positions that predict."""
     input_ids = batch[f"{prefix}input_ids"][rows]
     length = input_ids.shape[1]
-    bounds = batch[f"{prefix}cu_seqlens"]
-    index = batch[f"{prefix}logit_index"][bounds[rows.start] : bounds[rows.stop]] - rows.start * length
+    cu_seqlens = batch[f"{prefix}cu_seqlens"]
+    index = batch[f"{prefix}logit_index"][cu_seqlens[rows.start] : cu_seqlens[rows.stop]] - rows.start * length
 
     def at_predicting_positions(hidden_BLD: torch.Tensor, head: Head, aux_loss: torch.Tensor | None) -> Any:
         # prompt-learning adapters put virtual tokens in front
@@ -146,11 +146,11 @@ def _run_padded_stream(run: ModelRun, batch: Batch, prefix: str, rows: slice, sc
 
 
 def _rows_of_stream(batch: Batch, prefix: str, rows: slice) -> dict[str, Any]:
-    bounds = batch[f"{prefix}cu_seqlens"]
-    first = bounds[rows.start]
+    cu_seqlens = batch[f"{prefix}cu_seqlens"]
+    first = cu_seqlens[rows.start]
     return {
-        "targets": batch[f"{prefix}targets"][first : bounds[rows.stop]],
-        "cu_seqlens": [bound - first for bound in bounds[rows.start : rows.stop + 1]],
+        "targets": batch[f"{prefix}targets"][first : cu_seqlens[rows.stop]],
+        "cu_seqlens": [end - first for end in cu_seqlens[rows.start : rows.stop + 1]],
     }
 
 

@@ -162,7 +162,7 @@ def another_rows_prompt(query, own, targets, layout, rows=segments._kl_rows):
     bounds = [0, *itertools.accumulate(order)]
     prompts = [*layout.prompt_lengths[-1:], *layout.prompt_lengths[:-1]]
     moved = tuple(torch.cat([x[:, :, -last:], x[:, :, :-last]], dim=2) for x in targets)
-    return rows(query, own, moved, dataclasses.replace(layout, target_bounds=bounds, prompt_lengths=prompts))
+    return rows(query, own, moved, dataclasses.replace(layout, target_cu_seqlens=bounds, prompt_lengths=prompts))
 
 
 class FromZero(PackingCollator):
@@ -171,8 +171,8 @@ class FromZero(PackingCollator):
     def __call__(self, data):
         batch = super().__call__(data)
         for sequence in batch["sequences"]:
-            tail = sequence["target_bounds"][-1]
-            lengths = [b - a for a, b in itertools.pairwise(sequence["kl_bounds"])]
+            tail = sequence["target_cu_seqlens"][-1]
+            lengths = [b - a for a, b in itertools.pairwise(sequence["tail_cu_seqlens"])]
             sequence["position_ids"][0, tail:] = torch.cat([torch.arange(n) for n in lengths])
         return batch
 
@@ -183,7 +183,7 @@ class OffByOne(PackingCollator):
     def __call__(self, data):
         batch = super().__call__(data)
         for sequence in batch["sequences"]:
-            first = sequence["KL_logit_index"] < sequence["target_bounds"][-1]
+            first = sequence["KL_logit_index"] < sequence["target_cu_seqlens"][-1]
             sequence["KL_logit_index"] -= (first & (sequence["KL_logit_index"] > 0)).long()
         return batch
 

@@ -99,7 +99,7 @@ class Backend(Protocol):
         """Gradients of `(grad * logps).sum()`, recomputing the logits."""
         ...
 
-    def row_sums(self, logps_N: torch.Tensor, bounds: Sequence[int], ref_logps_B: torch.Tensor | None) -> RowSums:
+    def row_sums(self, logps_N: torch.Tensor, cu_seqlens: Sequence[int], ref_logps_B: torch.Tensor | None) -> RowSums:
         """The rows' log-probs and log-ratios, before z0 is known."""
         ...
 

@@ -6,9 +6,9 @@ from itertools import pairwise
 import torch
 
 
-def spread(x_B: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
+def spread(x_B: torch.Tensor, cu_seqlens: Sequence[int]) -> torch.Tensor:
     """Each row's value at each of its positions (N,); the sizes are host integers, so nothing waits."""
-    sizes = [end - start for start, end in pairwise(bounds)]
+    sizes = [end - start for start, end in pairwise(cu_seqlens)]
     return torch.cat([value.expand(size) for value, size in zip(x_B.unbind(), sizes, strict=True)])
 
 

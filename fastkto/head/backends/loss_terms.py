@@ -49,9 +49,9 @@ class Terms(NamedTuple):
 class Epilogue:
     """In PyTorch, on any device."""
 
-    def row_sums(self, logps_N: torch.Tensor, bounds: Sequence[int], ref_logps_B: torch.Tensor | None) -> RowSums:
-        """`segment_sums(logps, bounds)` and its difference to the reference's (None: 0)."""
-        return plain_row_sums(segment_sums(logps_N, bounds), ref_logps_B)
+    def row_sums(self, logps_N: torch.Tensor, cu_seqlens: Sequence[int], ref_logps_B: torch.Tensor | None) -> RowSums:
+        """`segment_sums(logps, cu_seqlens)` and its difference to the reference's (None: 0)."""
+        return plain_row_sums(segment_sums(logps_N, cu_seqlens), ref_logps_B)
 
     def terms(
         self,
@@ -88,7 +88,7 @@ def plain_row_sums(logps_B: torch.Tensor, ref_logps_B: torch.Tensor | None) -> R
     return RowSums(logps_B, log_ratios_B, sum_and_count(log_ratios_B))
 
 
-def segment_sums(x_N: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
-    """`stack([x[a:b].sum() for a, b in pairs(bounds)])` (B,), with `bounds` counted from its first entry."""
-    sizes = [end - start for start, end in pairwise(bounds)]
+def segment_sums(x_N: torch.Tensor, cu_seqlens: Sequence[int]) -> torch.Tensor:
+    """`stack([x[a:b].sum() for a, b in pairs(cu_seqlens)])` (B,), with `cu_seqlens` counted from its first entry."""
+    sizes = [end - start for start, end in pairwise(cu_seqlens)]
     return torch.stack([part.sum() for part in x_N.split(sizes)])

@@ -57,11 +57,11 @@ class NativeBackend(TileBackend):
         """Not a CPU, or why the library is not there."""
         return f"it serves CPUs, not {device.type}" if device.type != "cpu" else load()
 
-    def row_sums(self, logps_N: torch.Tensor, bounds: Sequence[int], ref_logps_B: torch.Tensor | None) -> RowSums:
+    def row_sums(self, logps_N: torch.Tensor, cu_seqlens: Sequence[int], ref_logps_B: torch.Tensor | None) -> RowSums:
         """Added up in double."""
         if logps_N.dtype != torch.float32:
-            return super().row_sums(logps_N, bounds, ref_logps_B)
-        sums_B = torch.ops.fastkto_native.row_sums(logps_N, torch.tensor(bounds))
+            return super().row_sums(logps_N, cu_seqlens, ref_logps_B)
+        sums_B = torch.ops.fastkto_native.row_sums(logps_N, torch.tensor(cu_seqlens))
         return plain_row_sums(sums_B, ref_logps_B)
 
     def tiling(self, head: HeadInputs) -> Tiling:
@@ -255,8 +255,8 @@ def largest(parts: list[slice]) -> int:
 
 
 def upstream(
-    head: HeadInputs, bounds: Sequence[int], rows: slice, coefficients: Coefficients, logps_N: torch.Tensor
+    head: HeadInputs, cu_seqlens: Sequence[int], rows: slice, coefficients: Coefficients, logps_N: torch.Tensor
 ) -> torch.Tensor:
     """d loss / d logp of each position (N,), from those of its rows."""
-    grad_B = coefficients(rows, logps_N, bounds).float()
-    return spread(grad_B, bounds).masked_fill(head.ignored_N, 0.0)
+    grad_B = coefficients(rows, logps_N, cu_seqlens).float()
+    return spread(grad_B, cu_seqlens).masked_fill(head.ignored_N, 0.0)

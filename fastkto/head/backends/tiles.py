@@ -134,13 +134,13 @@ class TileBackend(Epilogue):
         outputs: list[HeadOutputs] = []
         positions = self._block_positions(head)
         for first, last in row_blocks(cu_seqlens, positions):
-            bounds = list(cu_seqlens[first : last + 1])
-            begin, count = bounds[0], bounds[-1] - bounds[0]
+            block_cu_seqlens = list(cu_seqlens[first : last + 1])
+            begin, count = block_cu_seqlens[0], block_cu_seqlens[-1] - block_cu_seqlens[0]
             block = head.rows(begin, begin + count)
             out, kept = self._forward_keeping(block, stats=stats, keep=count <= positions)
             outputs.append(out)
-            grad_B = coefficients(slice(first, last), out.logps_N, bounds).to(head.sum_dtype)
-            grad_N = spread(grad_B, bounds).masked_fill(block.ignored_N, 0.0)
+            grad_B = coefficients(slice(first, last), out.logps_N, block_cu_seqlens).to(head.sum_dtype)
+            grad_N = spread(grad_B, block_cu_seqlens).masked_fill(block.ignored_N, 0.0)
             for start, weight, bias in self._vocabulary(block):
                 dw = None if dw_VD is None else dw_VD[start : start + weight.shape[0]]
                 db = None if db_V is None else db_V[start : start + weight.shape[0]]
