@@ -28,8 +28,8 @@ from fastkto.head import token_stats
 from fastkto.head.fused_kto import kto_of_token_stats
 from fastkto.losses.kto import LossSettings
 from fastkto.step.micro_step import ReferenceLogps, kto_step, row_logps
-from fastkto.trunk.modules import install_scorer
-from fastkto.trunk.run import ModelRun, Scored, run_batch
+from fastkto.trunk.run import ModelRun, run_batch
+from fastkto.trunk.scorer import Scored, install_scorer
 
 SETTINGS = LossSettings(beta=0.001, desirable_weight=1.0, undesirable_weight=1.0, loss_type="kto")
 REFERENCE = -300.0  # nats of every row: a stand-in, so that only the policy is timed

@@ -14,7 +14,8 @@ from fastkto.head.backends import choose
 from fastkto.head.backends.base import Wanted
 from fastkto.head.logprobs import head_inputs
 from fastkto.training import KTOTrainer
-from fastkto.trunk.run import Scored, run_batch
+from fastkto.trunk.run import run_batch
+from fastkto.trunk.scorer import Scored
 
 
 class SFTTrainer(KTOTrainer):

@@ -10,7 +10,7 @@ from train import trainers
 
 from fastkto.integrations.padded import padded_scorer
 from fastkto.integrations.versions import require_parameters
-from fastkto.trunk.modules import teach_scorer
+from fastkto.trunk.scorer import teach_scorer
 
 _NAME = "fastkto.integrations.halos"
 

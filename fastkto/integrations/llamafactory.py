@@ -12,7 +12,7 @@ from fastkto.errors import InputError
 from fastkto.head.logprobs import IGNORE_INDEX
 from fastkto.integrations.padded import padded_scorer
 from fastkto.integrations.versions import require_parameters, require_version
-from fastkto.trunk.modules import teach_scorer
+from fastkto.trunk.scorer import teach_scorer
 
 _NAME = "fastkto.integrations.llamafactory"
 _TEXT = ("input_ids", "attention_mask", "labels", "token_type_ids", "position_ids")

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from fastkto.head.logprobs import IGNORE_INDEX, TokenStats, module_token_stats, token_logprobs, token_stats
 from fastkto.integrations.logit_sums import logit_sums
-from fastkto.trunk.modules import Head, Scorer
+from fastkto.trunk.modules import Head
+from fastkto.trunk.scorer import Scorer
 
 
 class PaddedScores(NamedTuple):
@@ -45,7 +46,7 @@ def padded_scorer(labels: torch.Tensor) -> Scorer:
         logps_BL = logps_N.new_zeros(next_BL.shape).masked_scatter(scored_BL, logps_N)
         return PaddedScores(logps_BL, head.scale * logit_sums(hidden_BLD.detach(), weight, bias), aux_loss)
 
-    return score
+    return Scorer(score)
 
 
 def _all_positions(hidden_ND: torch.Tensor, head: Head, targets_N: torch.Tensor) -> TokenStats:

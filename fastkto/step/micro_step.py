@@ -9,7 +9,8 @@ from fastkto.head.fused_kto import FusedKTO, fused_linear_kto, kto_of_token_stat
 from fastkto.head.logprobs import TokenStats, module_token_stats, token_stats
 from fastkto.losses.kto import LossSettings
 from fastkto.trunk.modules import Head
-from fastkto.trunk.run import Batch, ModelRun, Scored, num_forwards, run_batch, run_extra_forwards
+from fastkto.trunk.run import Batch, ModelRun, num_forwards, run_batch, run_extra_forwards
+from fastkto.trunk.scorer import Scored
 
 
 class ReferenceLogps(NamedTuple):

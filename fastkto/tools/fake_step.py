@@ -14,8 +14,9 @@ from fastkto.head.backends.base import Backend, HeadInputs, Wanted
 from fastkto.head.logprobs import compute_dtype, module_token_stats
 from fastkto.step.reference_model import reference_adapter
 from fastkto.tools.footprint import GRADIENTS, HEAD, KEPT, Footprint
-from fastkto.trunk.modules import evaluating, install_scorer, unwrap_peft
-from fastkto.trunk.run import Batch, ModelRun, Scored, num_forwards, run_batch
+from fastkto.trunk.modules import evaluating, unwrap_peft
+from fastkto.trunk.run import Batch, ModelRun, num_forwards, run_batch
+from fastkto.trunk.scorer import Scored, install_scorer
 
 NOTHING = Wanted(hidden=False, weight=False, bias=False)
 

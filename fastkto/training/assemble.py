@@ -11,7 +11,8 @@ from fastkto.step.reference import Reference, open_cache
 from fastkto.training.batching import choose_collator
 from fastkto.training.callbacks import MovingReference
 from fastkto.trunk import ModelRun
-from fastkto.trunk.modules import aux_loss_coef, disable_dropout, teach_scorer, unwrap_peft
+from fastkto.trunk.modules import aux_loss_coef, disable_dropout, unwrap_peft
+from fastkto.trunk.scorer import teach_scorer
 
 
 class Parts(NamedTuple):

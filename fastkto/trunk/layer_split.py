@@ -21,19 +21,14 @@ from fastkto.trunk import heap
 from fastkto.trunk.attention import CannotPack, packed_attention
 
 
-def packed_forward(layout: Layout) -> Callable[..., Any]:
-    """The trunk on a packed sequence, as `model(..., trunk=...)` runs it inside of the model's own forward."""
-
-    @torch.compiler.disable  # the rows' lengths are host integers: every batch would be compiled anew
-    def forward(base: Any, *args: Any, **kwargs: Any) -> Any:
-        config = base.config.get_text_config()
-        with packed_attention(config), split_layers(base, config, layout):
-            outputs = base(*args, use_cache=False, **kwargs)
-        if getattr(outputs, "router_logits", None) is not None:
-            outputs.router_logits = _of_targets(outputs.router_logits, layout)
-        return outputs
-
-    return forward
+def packed_forward(layout: Layout, base: Any, *args: Any, **kwargs: Any) -> Any:
+    """`base(*args, **kwargs)` on a packed sequence."""
+    config = base.config.get_text_config()
+    with packed_attention(config), split_layers(base, config, layout):
+        outputs = base(*args, use_cache=False, **kwargs)
+    if getattr(outputs, "router_logits", None) is not None:
+        outputs.router_logits = _of_targets(outputs.router_logits, layout)
+    return outputs
 
 
 @contextmanager

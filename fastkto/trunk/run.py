@@ -1,19 +1,14 @@
-"""A batch -> the model's hidden states at the positions that are scored. One place for packed and padded batches.
-
-Legend: B rows, L padded length, T packed tokens, N scored positions (N' of the KL stream), D hidden.
-"""
+"""A batch -> the model's hidden states at the positions that are scored. One place for packed and padded batches."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from fastkto.batch import Layout
 from fastkto.config import KTOConfig
-from fastkto.trunk.layer_split import packed_forward
-from fastkto.trunk.modules import Head, aux_loss_coef, find_head, unwrap_peft
+from fastkto.trunk.modules import aux_loss_coef, find_head, unwrap_peft
+from fastkto.trunk.scorer import Batch, PackedScorer, PaddedScorer, Scored, Scorer
 
-Batch = dict[str, Any]
 Result = TypeVar("Result")
 
 
@@ -39,36 +34,6 @@ class ModelRun(NamedTuple):
             plain_head=find_head(base).plain,
             router_logits=aux_loss_coef(base, args.router_aux_loss_coef) > 0,
         )
-
-
-class Scored(NamedTuple):
-    """What one forward hands to its scorer, which runs inside of the model's forward."""
-
-    head: Head
-    hidden: torch.Tensor
-    """(N, D) at the positions that predict a completion token."""
-    targets: torch.Tensor
-    """(N,)"""
-    cu_seqlens: list[int]
-    kl_hidden: torch.Tensor | None
-    """(N', D), without a graph; None where the batch has no KL stream."""
-    kl_targets: torch.Tensor | None
-    kl_cu_seqlens: list[int] | None
-    aux_loss: torch.Tensor | None
-    """A mixture of experts' load-balancing loss over the target tokens, where asked for."""
-
-    @classmethod
-    def of(
-        cls,
-        part: dict[str, Any],
-        head: Head,
-        hidden: torch.Tensor,
-        kl_hidden: torch.Tensor | None,
-        aux_loss: torch.Tensor | None,
-    ) -> "Scored":
-        """The hidden states with the targets and offsets of the same rows, from the batch."""
-        kl = part.get("KL_targets"), part.get("KL_cu_seqlens")
-        return cls(head, hidden, part["targets"], part["cu_seqlens"], kl_hidden, *kl, aux_loss)
 
 
 def num_forwards(run: ModelRun, batch: Batch) -> int:
@@ -97,61 +62,29 @@ def run_extra_forwards(run: ModelRun, batch: Batch, forwards: int, score: Callab
 
 
 def _run_packed(run: ModelRun, sequence: Batch, score: Callable[[Scored], Result]) -> Result:
-    def scorer(hidden_1TD: torch.Tensor, head: Head, aux_loss: torch.Tensor | None) -> Result:
-        hidden_TD = hidden_1TD[0]
-        kl_hidden = None
-        if "KL_logit_index" in sequence:
-            kl_hidden = hidden_TD.detach().index_select(0, sequence["KL_logit_index"])
-        return score(Scored.of(sequence, head, hidden_TD.index_select(0, sequence["logit_index"]), kl_hidden, aux_loss))
-
-    extra = {"output_router_logits": True} if run.router_logits else {}
     ids = {"input_ids": sequence["input_ids"], "position_ids": sequence["position_ids"]}
-    result: Result = run.model(**ids, scorer=scorer, trunk=packed_forward(Layout.of(sequence)), **extra)
-    return result
+    return _call(run, PackedScorer(sequence, score), ids, router_logits=run.router_logits)
 
 
 def _run_padded(run: ModelRun, batch: Batch, rows: slice, score: Callable[[Scored], Result]) -> Result:
     """The KL stream first and without a graph, then the targets."""
-    kl_hidden = None
+    kl = None
     if "KL_input_ids" in batch:
+        scorer = PaddedScorer(batch, rows, lambda scored: scored.hidden, prefix="KL_")
         with torch.no_grad():
-            kl_hidden = _run_padded_stream(run, batch, "KL_", rows, lambda hidden, head, aux_loss: hidden)
-    part = {
-        f"{prefix}{name}": value
-        for prefix in ("", "KL_")[: 1 + (kl_hidden is not None)]
-        for name, value in _rows_of_stream(batch, prefix, rows).items()
-    }
-
-    def scorer(hidden_ND: torch.Tensor, head: Head, aux_loss: torch.Tensor | None) -> Result:
-        return score(Scored.of(part, head, hidden_ND, kl_hidden, aux_loss))
-
-    result: Result = _run_padded_stream(run, batch, "", rows, scorer)
-    return result
+            kl_hidden = _call(run, scorer, _padded_inputs(batch, rows, "KL_"), router_logits=False)
+        kl = kl_hidden, scorer.targets, scorer.cu_seqlens
+    inputs = _padded_inputs(batch, rows, "")
+    return _call(run, PaddedScorer(batch, rows, score, kl=kl), inputs, router_logits=run.router_logits)
 
 
-def _run_padded_stream(run: ModelRun, batch: Batch, prefix: str, rows: slice, scorer: Callable[..., Any]) -> Any:
-    """The model on some rows of a stream; `scorer` gets the hidden states (N, D) at the positions that predict."""
-    input_ids = batch[f"{prefix}input_ids"][rows]
-    length = input_ids.shape[1]
-    cu_seqlens = batch[f"{prefix}cu_seqlens"]
-    index = batch[f"{prefix}logit_index"][cu_seqlens[rows.start] : cu_seqlens[rows.stop]] - rows.start * length
-
-    def at_predicting_positions(hidden_BLD: torch.Tensor, head: Head, aux_loss: torch.Tensor | None) -> Any:
-        # prompt-learning adapters put virtual tokens in front
-        return scorer(hidden_BLD[:, -length:].flatten(0, 1).index_select(0, index), head, aux_loss)
-
-    extra = {"output_router_logits": True} if run.router_logits and prefix == "" else {}
-    mask = batch[f"{prefix}attention_mask"][rows]
-    return run.model(input_ids=input_ids, attention_mask=mask, scorer=at_predicting_positions, **extra)
+def _padded_inputs(batch: Batch, rows: slice, prefix: str) -> Batch:
+    return {name: batch[f"{prefix}{name}"][rows] for name in ("input_ids", "attention_mask")}
 
 
-def _rows_of_stream(batch: Batch, prefix: str, rows: slice) -> dict[str, Any]:
-    cu_seqlens = batch[f"{prefix}cu_seqlens"]
-    first = cu_seqlens[rows.start]
-    return {
-        "targets": batch[f"{prefix}targets"][first : cu_seqlens[rows.stop]],
-        "cu_seqlens": [end - first for end in cu_seqlens[rows.start : rows.stop + 1]],
-    }
+def _call(run: ModelRun, scorer: Scorer, inputs: Batch, *, router_logits: bool) -> Any:
+    extra = {"output_router_logits": True} if router_logits else {}
+    return run.model(**inputs, scorer=scorer, **extra)
 
 
 def _row_parts(run: ModelRun, batch: Batch) -> list[slice]:

@@ -11,7 +11,7 @@ from tolerance import assert_close
 
 from fastkto.errors import InputError
 from fastkto.integrations.padded import padded_scorer
-from fastkto.trunk.modules import teach_scorer
+from fastkto.trunk.scorer import teach_scorer
 
 
 def adapted(targets):

@@ -9,7 +9,8 @@ from fastkto.batch.targets_and_kl import streams
 from fastkto.losses.kto import LossSettings, kto_loss
 from fastkto.step.micro_step import ReferenceLogps, kto_step, row_logps
 from fastkto.trunk import ModelRun
-from fastkto.trunk.modules import find_head, install_scorer
+from fastkto.trunk.modules import find_head
+from fastkto.trunk.scorer import install_scorer
 
 SETTINGS = LossSettings(0.3, 1.4, 0.8, "kto")
 

@@ -15,7 +15,8 @@ from fastkto.batch import PackingCollator
 from fastkto.step import probe
 from fastkto.step.probe import probe_rows, why_not_packed, window_of
 from fastkto.trunk import ModelRun, attention, segments
-from fastkto.trunk.modules import install_scorer, unwrap_peft
+from fastkto.trunk.modules import unwrap_peft
+from fastkto.trunk.scorer import install_scorer
 
 DATA = rows([(5, 9), (1, 1), (0, 4), (14, 3), (2, 30), (3, 1), (7, 22), (9, 12)])
 COMPUTING = [torch.float32, torch.bfloat16]

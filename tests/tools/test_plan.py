@@ -168,11 +168,11 @@ def test_a_plan_for_another_device_leaves_nothing_on_this_one(tmp_path):
 
 
 def test_a_model_that_cannot_be_packed_is_planned_padded(tmp_path, monkeypatch):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise CannotPack("its layers attend elsewhere")
 
     padded = plan(tmp_path, packing=False)
-    monkeypatch.setattr("fastkto.trunk.run.packed_forward", refuse)
+    monkeypatch.setattr("fastkto.trunk.scorer.packed_forward", refuse)
     assert_within(total(plan(tmp_path)), total(padded), relative=0.05)  # garbage is collected at other moments
     with pytest.raises(InputError, match="packing: got True, .*This model cannot be packed: its layers"):
         plan(tmp_path, packing=True)

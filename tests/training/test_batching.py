@@ -15,7 +15,7 @@ from fastkto.step import probe
 from fastkto.training import batching
 from fastkto.training.batching import LOOKED_AT, choose_collator
 from fastkto.trunk import ModelRun
-from fastkto.trunk.modules import install_scorer
+from fastkto.trunk.scorer import install_scorer
 
 DATA = rows([(5, 9), (1, 1), (14, 3), (2, 30), (3, 1)])
 

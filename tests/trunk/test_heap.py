@@ -11,7 +11,7 @@ from packed_steps import LENGTHS, rows
 from fastkto.batch import PackingCollator
 from fastkto.step.micro_step import row_logps
 from fastkto.trunk import ModelRun, heap, layer_split
-from fastkto.trunk.modules import install_scorer
+from fastkto.trunk.scorer import install_scorer
 
 HOLES = """
 import torch

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from fastkto.batch import Layout, PaddingCollator
 from fastkto.step.micro_step import row_logps
 from fastkto.trunk import ModelRun
-from fastkto.trunk.modules import install_scorer
+from fastkto.trunk.scorer import install_scorer
 
 
 def lora(model):

@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecode
 from fastkto.batch.layout import Stash
 from fastkto.step.micro_step import row_logps
 from fastkto.trunk import ModelRun, layer_split
-from fastkto.trunk.modules import install_scorer
+from fastkto.trunk.scorer import install_scorer
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -21,8 +21,9 @@ from fastkto.step import Reference
 from fastkto.step.metrics import Sums, figures, step_sums
 from fastkto.step.micro_step import ReferenceLogps, kto_step, row_logps
 from fastkto.training.batching import choose_collator
-from fastkto.trunk.modules import find_head, teach_scorer, unwrap_peft
+from fastkto.trunk.modules import find_head, unwrap_peft
 from fastkto.trunk.run import Batch, ModelRun
+from fastkto.trunk.scorer import teach_scorer
 
 KNOWN = ("1.9.0", "1.16.0")
 SEAMS = {
