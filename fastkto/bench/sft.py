@@ -65,7 +65,7 @@ class _CrossEntropy(torch.autograd.Function):
         def coefficients(rows: slice, logps_N: torch.Tensor, block_cu_seqlens: Sequence[int]) -> torch.Tensor:
             return logps_N.new_full((len(block_cu_seqlens) - 1,), share)
 
-        backend = choose("auto", hidden_ND.device)
+        backend = choose("auto", hidden_ND.device, head.compute_dtype)
         out, grads = backend.forward_backward(head, cu_seqlens, coefficients, wanted, stats=False)
         ctx.save_for_backward(grads.hidden_ND, grads.weight_VD)
         return out.logps_N.sum() * share

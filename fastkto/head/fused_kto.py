@@ -99,7 +99,7 @@ def fused_linear_kto(
     check_loss_arguments(len(cu_seqlens) - 1, ref_logps, labels, beta=beta, loss_type=loss_type)
     num_rows = len(cu_seqlens) - 1 if num_rows is None else num_rows
     loss = LossSettings(beta, desirable_weight, undesirable_weight, loss_type)
-    chosen = choose(backend, hidden.device)
+    chosen = choose(backend, hidden.device, head.compute_dtype)
     kl_B, kl_sum_and_count = ref_logps.new_empty(0, dtype=head.sum_dtype), None
     if uses_kl(loss_type):
         if kl_hidden is None or kl_targets is None or kl_cu_seqlens is None:
@@ -228,7 +228,7 @@ def row_sums(x_N: torch.Tensor, cu_seqlens: Sequence[int], backend: str = "auto"
 
     So that a policy equal to its reference has log-ratios of exactly 0, however either is scored.
     """
-    sums: torch.Tensor = _RowSums.apply(x_N, list(cu_seqlens), choose(backend, x_N.device))
+    sums: torch.Tensor = _RowSums.apply(x_N, list(cu_seqlens), choose(backend, x_N.device, x_N.dtype))
     return sums
 
 

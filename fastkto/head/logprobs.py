@@ -61,7 +61,7 @@ def token_logprobs(
     Source: eq. (1) of the contract; arXiv 2402.01306, section 3.
     """
     head, wanted = head_inputs(hidden, weight, targets, bias, softcap, scale)
-    return _apply(head, chosen_name(backend, str(hidden.device)), wanted, stats=False)[0]
+    return _apply(head, chosen_name(backend, str(hidden.device), head.compute_dtype), wanted, stats=False)[0]
 
 
 def token_stats(
@@ -76,7 +76,7 @@ def token_stats(
 ) -> TokenStats:
     """`token_logprobs` with the entropy and the mean logit of each position, from the same pass; same arguments."""
     head, wanted = head_inputs(hidden, weight, targets, bias, softcap, scale)
-    return TokenStats(*_apply(head, chosen_name(backend, str(hidden.device)), wanted, stats=True))
+    return TokenStats(*_apply(head, chosen_name(backend, str(hidden.device), head.compute_dtype), wanted, stats=True))
 
 
 class _TokenLogprobs(torch.autograd.Function):

@@ -30,7 +30,6 @@ class FakeStep:
             if each is not None:
                 install_scorer(unwrap_peft(each))
         self.run = ModelRun.of(policy, args)
-        self.backend = choose(args.head_backend, args.device)
 
     def take(self, batch: Batch) -> None:
         """One micro-batch: afterwards only what outlives it is alive."""
@@ -73,7 +72,8 @@ class FakeStep:
             if not scored.head.plain:
                 return module_token_stats(module, hidden, targets, softcap=softcap, scale=scale).logps
             head = HeadInputs(hidden, module.weight, targets, module.bias, softcap, scale, compute_dtype(hidden))
-            made = _Made(self.footprint, self.backend, head, wanted, cu_seqlens)
+            backend = choose(self.args.head_backend, self.args.device, head.compute_dtype)
+            made = _Made(self.footprint, backend, head, wanted, cu_seqlens)
             found: torch.Tensor = _StandIn.apply(hidden, module.weight, made)
             return found
 

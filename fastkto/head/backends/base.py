@@ -1,7 +1,7 @@
 """What a backend of the LM head is given and returns. Legend: N scored positions, D hidden, V vocabulary, B rows."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -36,17 +36,9 @@ class HeadInputs:
         """Positions that have log-prob 0 and no gradient."""
         return self.targets_N == IGNORE_INDEX
 
-    def rows(self, start: int, end: int) -> "HeadInputs":
-        """The same head on the positions [start, end)."""
-        return HeadInputs(
-            self.hidden_ND[start:end],
-            self.weight_VD,
-            self.targets_N[start:end],
-            self.bias_V,
-            self.softcap,
-            self.scale,
-            self.compute_dtype,
-        )
+    def rows(self, part: slice) -> "HeadInputs":
+        """The same head on some of the positions."""
+        return replace(self, hidden_ND=self.hidden_ND[part], targets_N=self.targets_N[part])
 
 
 class HeadOutputs(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastkto.head.backends.base import Coefficients, HeadGradients, HeadInputs, HeadOutputs, Wanted
-from fastkto.head.backends.blocks import largest_block, row_blocks, spread
+from fastkto.head.backends.blocks import largest_block, most_positions, row_blocks, spread
 from fastkto.head.backends.loss_terms import RowSums, Terms
 from fastkto.losses.kto import LossSettings
 
@@ -54,27 +54,25 @@ class TritonBackend:
         cu_seqlens = list(cu_seqlens)
         if not (wanted.weight or wanted.bias):
             return self._frozen(head, cu_seqlens, coefficients, stats=stats)
-        positions = max(1, self.block_bytes // (head.compute_dtype.itemsize * head.weight_VD.shape[0]))
-        blocks = list(row_blocks(cu_seqlens, positions))
-        one = len(blocks) == 1 and cu_seqlens[-1] <= positions
+        blocks = row_blocks(cu_seqlens, most_positions(self.block_bytes, head, head.compute_dtype))
+        one = len(blocks) == 1 and blocks[0].fits
         out = _empty_outputs(head, stats=stats)
         dx_ND = torch.empty_like(head.hidden_ND) if wanted.hidden else None
         dw_VD, db_V = (
             _gradient_memory(x if want else None, head, one=one)
             for want, x in ((wanted.weight, head.weight_VD), (wanted.bias, head.bias_V))
         )
-        for first, last in blocks:
-            block_cu_seqlens, part = cu_seqlens[first : last + 1], slice(cu_seqlens[first], cu_seqlens[last])
-            block, rows = _head(head.rows(part.start, part.stop)), slice(first, last)
+        for rows in blocks:
+            part, block = rows.positions, _head(head.rows(rows.positions))
             kept = None
-            if part.stop - part.start <= positions:
+            if rows.fits:
                 found, kept = kernels().block_forward(block, stats=stats)
             else:
                 found, _ = kernels().forward(block, stats=stats)
             for whole, piece in zip(out[:4], found, strict=True):
                 if whole is not None:
                     whole[part] = piece
-            grad_N = spread(coefficients(rows, found.logps, block_cu_seqlens), block_cu_seqlens)
+            grad_N = spread(coefficients(rows.rows, found.logps, rows.cu_seqlens), rows.cu_seqlens)
             dx = None if dx_ND is None else dx_ND[part]
             if kept is not None:
                 kernels().block_backward(block, found, kept, grad_N, dx=dx, dw=dw_VD, db=db_V, accumulate=not one)
@@ -94,7 +92,7 @@ class TritonBackend:
         if not wanted.weight or cu_seqlens is None:
             budget = kernels().CHUNK_BYTES if wanted.weight else kernels().FROZEN_BYTES
             return min(logits, budget) + kernels().FORWARD_BYTES
-        most = max(1, self.block_bytes // (head.compute_dtype.itemsize * vocabulary))
+        most = most_positions(self.block_bytes, head, head.compute_dtype)
         kept = head.compute_dtype.itemsize * largest_block(cu_seqlens, most) * vocabulary
         wider = 4 * head.weight_VD.numel() if positions > most and head.weight_VD.element_size() < 4 else 0
         return kept + wider + kernels().FORWARD_BYTES
