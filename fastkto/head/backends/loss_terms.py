@@ -46,7 +46,7 @@ class Terms(NamedTuple):
     """(6,) `fastkto.losses.kto.class_sums`."""
 
 
-class Epilogue:
+class TorchTerms:
     """In PyTorch, on any device."""
 
     def row_sums(self, logps_N: torch.Tensor, cu_seqlens: Sequence[int], ref_logps_B: torch.Tensor | None) -> RowSums:

@@ -17,7 +17,7 @@ import torch
 
 from fastkto.head.backends.base import Coefficients, HeadGradients, HeadInputs, HeadOutputs, Wanted
 from fastkto.head.backends.blocks import all_rows, largest_block, most_positions, row_blocks
-from fastkto.head.backends.loss_terms import Epilogue, RowSums, plain_row_sums
+from fastkto.head.backends.loss_terms import RowSums, TorchTerms, plain_row_sums
 from fastkto.head.backends.native_ops import (
     Columns,
     Statistics,
@@ -48,7 +48,7 @@ class Tiling(NamedTuple):
     """Columns whose weights are taken at once where no logits are kept."""
 
 
-class NativeBackend(Epilogue):
+class NativeBackend(TorchTerms):
     """C++ on tiles, for CPUs."""
 
     name = "native"

@@ -13,7 +13,7 @@ import torch
 
 from fastkto.head.backends.base import Coefficients, HeadGradients, HeadInputs, HeadOutputs, Wanted
 from fastkto.head.backends.blocks import largest_block, most_positions, row_blocks
-from fastkto.head.backends.loss_terms import Epilogue
+from fastkto.head.backends.loss_terms import TorchTerms
 from fastkto.head.backends.products import (
     accumulate,
     cast,
@@ -61,7 +61,7 @@ class Folded:
         return HeadOutputs(logps_N, lse_N, entropy_N, self.total_N / head.weight_VD.shape[0], unit_dx_ND)
 
 
-class TileBackend(Epilogue):
+class TileBackend(TorchTerms):
     """Pure torch. A subclass can take more from each tile of logits, in `fold`."""
 
     name = "tiles"
