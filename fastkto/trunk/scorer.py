@@ -1,6 +1,6 @@
 """From a model's call to its loss with no logits in between: what runs, in the order in which it runs.
 
-    run_batch                                 trunk/run         one call of the model a forward
+    run_batch                                 trunk/run         one call of the model per forward
       model(**inputs, scorer=s)                                 as DDP, FSDP and autocast wrap it
         forward of `install_scorer`           here              in the place of the model's own
           s.run_layers(base_model, ...)       here              token ids -> hidden states of every position

@@ -58,5 +58,5 @@ def _fix(args: KTOConfig) -> str:
     if not args.precompute_ref_log_probs:
         knobs.append("precompute_ref_log_probs=True, which needs no second model")
     knobs.append(f"a max_length below {args.max_length}")
-    plan = "`fastkto plan`, with the settings of this run and --memory 24GiB or what there is"
-    return f"Try, in this order: {'; '.join(knobs)}. To see what fits: {plan}."
+    plan = "To see what fits, run `fastkto plan` with the same settings and --memory, e.g. --memory 24GiB."
+    return f"Try, in this order: {'; '.join(knobs)}. {plan}"

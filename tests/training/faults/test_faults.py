@@ -149,7 +149,7 @@ def test_out_of_memory_names_the_batch_the_knobs_and_the_plan(tmp_path):
         "gradient_checkpointing=True",
         "precompute_ref_log_probs=True",
         "max_length below 1024",
-        "To see what fits: `fastkto plan`",
+        "To see what fits, run `fastkto plan`",
     ):
         assert words in str(caught.value)
 
