@@ -1,4 +1,4 @@
-"""The LM head: hidden states to token log-probs, without logits in memory. Chooses the backend, holds autograd.
+"""The LM head: hidden states to token log-probs, without logits in memory. Chooses the backend.
 
 Legend: N scored positions, D hidden, V vocabulary.
 """
@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from fastkto.errors import InputError
 from fastkto.head.backends import chosen_name
 from fastkto.head.backends.base import IGNORE_INDEX, HeadInputs, Wanted
-from fastkto.head.ops import run_backward, run_forward
+from fastkto.head.ops import run_forward
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -61,7 +60,8 @@ def token_logprobs(
     Source: eq. (1) of the contract; arXiv 2402.01306, section 3.
     """
     head, wanted = head_inputs(hidden, weight, targets, bias, softcap, scale)
-    return _apply(head, chosen_name(backend, str(hidden.device), head.compute_dtype), wanted, stats=False)[0]
+    name = chosen_name(backend, str(hidden.device), head.compute_dtype)
+    return run_forward(name, head, wanted, stats=False).logps_N
 
 
 def token_stats(
@@ -76,55 +76,9 @@ def token_stats(
 ) -> TokenStats:
     """`token_logprobs` with the entropy and the mean logit of each position, from the same pass; same arguments."""
     head, wanted = head_inputs(hidden, weight, targets, bias, softcap, scale)
-    return TokenStats(*_apply(head, chosen_name(backend, str(hidden.device), head.compute_dtype), wanted, stats=True))
-
-
-class _TokenLogprobs(torch.autograd.Function):
-    """W frozen: d logp / d hidden is formed in the forward (4 NDV in all). W trained: recompute (8 NDV)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_ND: torch.Tensor,
-        weight_VD: torch.Tensor,
-        bias_V: torch.Tensor | None,
-        targets_N: torch.Tensor,
-        softcap: float | None,
-        scale: float,
-        compute_dtype: torch.dtype,
-        backend: str,
-        stats: bool,
-        *wanted: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        ctx.backend, ctx.wanted, ctx.settings = backend, wanted, (softcap, scale, compute_dtype)
-        hidden_wanted, *rest = wanted
-        ctx.unit_dx = hidden_wanted and not any(rest)
-        head = HeadInputs(hidden_ND, weight_VD, targets_N, bias_V, softcap, scale, compute_dtype)
-        out = run_forward(backend, head, stats=stats, unit_dx=ctx.unit_dx)
-        if ctx.unit_dx:
-            ctx.save_for_backward(out.unit_dx_ND)
-        else:
-            ctx.save_for_backward(hidden_ND, weight_VD, targets_N, bias_V, out.lse_N)
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*(x for x in (out.entropy_N, out.mean_logits_N) if x is not None))
-        return out.logps_N, out.entropy_N, out.mean_logits_N
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_N: torch.Tensor | None, *_: None) -> tuple[torch.Tensor | None, ...]:
-        if grad_N is None:
-            return (None,) * 12
-        if ctx.unit_dx:
-            (unit_dx_ND,) = ctx.saved_tensors
-            return (grad_N[:, None] * unit_dx_ND).to(unit_dx_ND.dtype), *(None,) * 11
-        hidden_ND, weight_VD, targets_N, bias_V, lse_N = ctx.saved_tensors
-        head = HeadInputs(hidden_ND, weight_VD, targets_N, bias_V, *ctx.settings)
-        return *run_backward(ctx.backend, head, lse_N, grad_N, Wanted(*ctx.wanted)), *(None,) * 9
-
-
-def _apply(head: HeadInputs, backend: str, wanted: Wanted, *, stats: bool) -> tuple[torch.Tensor, ...]:
-    tensors = head.hidden_ND, head.weight_VD, head.bias_V, head.targets_N
-    return _TokenLogprobs.apply(*tensors, head.softcap, head.scale, head.compute_dtype, backend, stats, *wanted)
+    name = chosen_name(backend, str(hidden.device), head.compute_dtype)
+    out: Any = run_forward(name, head, wanted, stats=True)
+    return TokenStats(out.logps_N, out.entropy_N, out.mean_logits_N)
 
 
 def head_inputs(
