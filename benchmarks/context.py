@@ -1,4 +1,4 @@
-"""The longest rows that each system trains on in so much memory: what was measured, and what `fastkto plan` believes.
+"""The longest rows that each system trains on in so much memory: what was measured, and what `fastkto plan` estimates.
 
     python benchmarks/context.py [--memory 2GiB] [--batch 2] [--model DIR_OR_ID] [--systems fastkto trl] [--output FILE]
 
@@ -77,7 +77,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="fastkto-bench-") as folder:
         model = options.model or random_model(Path(folder), **MEDIUM)
         window = AutoConfig.from_pretrained(model).max_position_embeddings
-        believed = planned(model, options.batch, options.memory)
+        estimate = planned(model, options.batch, options.memory)
         for system in options.systems:
 
             def fits(length: int, system: str = system) -> bool:
@@ -87,13 +87,13 @@ def main() -> None:
                 return needs is not None and needs * GIB <= options.memory
 
             found[system] = longest(fits, window)
-    within = f"in {options.memory / GIB:.1f} GiB, {options.batch} rows a batch"
+    within = f"in {options.memory / GIB:.1f} GiB, {options.batch} rows per batch"
     for system, length in found.items():
-        print(f"{system:15} {length:7} tokens a row {within}")
-    print(f"fastkto plan believes {believed} tokens a row of fastkto {within}")
+        print(f"{system:15} {length:7} tokens per row {within}")
+    print(f"fastkto plan estimates {estimate} tokens per row for fastkto {within}")
     if options.output:
         what: dict[str, Any] = {"model": Path(options.model).name if options.model else "random, 48M weights"}
-        what |= {"memory_gib": options.memory / GIB, "batch": options.batch, "planned": believed}
+        what |= {"memory_gib": options.memory / GIB, "batch": options.batch, "planned": estimate}
         result = {**machine(here()["device"], options.threads), **what, "longest": found, "peak_gib": peaks}
         options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

@@ -42,8 +42,8 @@ def flops(system: str, config: Any, batch: dict[str, Any]) -> dict[str, float]:
     totals = {"layers": 0.0, "attention": 0.0, "head": 0.0}
     weights = sum(a * b for a, b in linear_shapes(config)) * config.num_hidden_layers
     for sequence in batch["sequences"]:
-        targets = _lengths(sequence["target_bounds"])
-        kl = _lengths(sequence["kl_bounds"])
+        targets = _lengths(sequence["target_cu_seqlens"])
+        kl = _lengths(sequence["tail_cu_seqlens"])
         kl_keys = [p + k for p, k in zip(sequence["prompt_lengths"], kl, strict=True)]
         token_passes = (passes.forwards + 2 * passes.backwards) * sum(targets) + passes.kl_forwards * sum(kl)
         totals["layers"] += 2 * weights * token_passes

@@ -74,8 +74,8 @@ def growth() -> None:
         middle.annotate(NAMES[system], batches[-1], **ABOVE)
     for axis in (left, middle):
         axis.margins(y=0.15)
-    left.set(xlabel="tokens a row", ylabel="GiB at the peak", ylim=(0, None))
-    middle.set(xlabel="rows a batch", ylabel="tokens a second", ylim=(0, None))
+    left.set(xlabel="tokens per row", ylabel="GiB at the peak", ylim=(0, None))
+    middle.set(xlabel="rows per batch", ylabel="tokens a second", ylim=(0, None))
     shares = parts_of(floor["profile"])
     right.barh(list(shares), list(shares.values()), color=OURS)
     right.invert_yaxis()

@@ -39,7 +39,7 @@ def demo() -> str:
         "answers that the rule calls desirable": lambda x: f"{x['share']:.0%}",
         "95% Wilson interval": lambda x: "{:.0%} to {:.0%}".format(*x["interval"]),
         "reward margin on held-out rows (β · nats)": lambda x: f"{x['reward_margin']:.2f}",
-        "untrained model's log-prob of the answers (nats a token)": lambda x: f"{x['untrained_logp']:.2f}",
+        "untrained model's log-prob of the answers (nats per token)": lambda x: f"{x['untrained_logp']:.2f}",
     }
     lines += [f"| {name} | {show(before)} | {show(after)} |" for name, show in rows.items()]
     lines.append(
@@ -114,7 +114,7 @@ def room() -> str:
         f"| the longest rows that train in {context['memory_gib']:.0f} GiB, {context['batch']} a batch | tokens |",
         "|---|---:|",
         *(f"| {name} | {_longest(context, system)} |" for system, name in names.items()),
-        f"| what `fastkto plan` believed of fastkto | {context['planned']} |",
+        f"| what `fastkto plan` estimated for fastkto | {context['planned']} |",
         "",
     ]
     errors = [case["error"] for case in plan["cases"]]

@@ -22,33 +22,34 @@ from transformers import TrainerCallback
 from fastkto.batch import PackingCollator
 from fastkto.batch.targets_and_kl import streams
 from fastkto.bench.machine import machine
-from fastkto.bench.systems import Setting
+from fastkto.bench.systems import LoadedCase
 from fastkto.bench.worker import peak_gib
 from fastkto.head import token_stats
 from fastkto.head.fused_kto import kto_of_token_stats
-from fastkto.step.micro_step import LossSettings, kto_step, row_logps
-from fastkto.trunk.modules import install_scorer
-from fastkto.trunk.run import Forward, Scored, run
+from fastkto.losses.kto import LossSettings
+from fastkto.step.micro_step import ReferenceLogps, kto_step, row_logps
+from fastkto.trunk.run import ModelRun, run_batch
+from fastkto.trunk.scorer import Scored, install_scorer
 
 SETTINGS = LossSettings(beta=0.001, desirable_weight=1.0, undesirable_weight=1.0, loss_type="kto")
 REFERENCE = -300.0  # nats of every row: a stand-in, so that only the policy is timed
 
 
-def joint_graph(forward: Forward, rows: list[dict[str, Any]], options: argparse.Namespace) -> torch.Tensor:
+def joint_graph(run: ModelRun, rows: list[dict[str, Any]], options: argparse.Namespace) -> torch.Tensor:
     """What the trainer does."""
     batch = PackingCollator(options.max_length, max_tokens=options.max_tokens)(rows)
     reference = torch.full((len(rows),), REFERENCE)
-    out, _ = kto_step(forward, batch, reference, reference, SETTINGS, num_rows=None, reduce=None)
+    out, _ = kto_step(run, batch, ReferenceLogps(reference, reference), SETTINGS, num_rows=None, reduce=None)
     out.loss.backward()
     return out.loss.detach()
 
 
-def z0_first(forward: Forward, rows: list[dict[str, Any]], options: argparse.Namespace) -> torch.Tensor:
+def z0_first(run: ModelRun, rows: list[dict[str, Any]], options: argparse.Namespace) -> torch.Tensor:
     """Rows of [x | y'] are scored as targets of their own, then each split of the real targets goes both ways."""
     starts, _, kl = streams(rows, options.max_length, kl=True)
     pairs = [row | {"completion_ids": ids[start:]} for row, start, ids in zip(rows, starts, kl, strict=True)]
     collator = PackingCollator(options.max_length, kl=False, max_tokens=options.max_tokens)
-    kl_logps, _ = row_logps(forward, collator(pairs))
+    kl_logps, _ = row_logps(run, collator(pairs))
     reference = torch.full((len(rows),), REFERENCE)
     batch = collator(rows)
     total, first = torch.zeros(()), 0
@@ -71,7 +72,7 @@ def z0_first(forward: Forward, rows: list[dict[str, Any]], options: argparse.Nam
             )
             return out.loss
 
-        (value,) = run(forward, part, loss)
+        (value,) = run_batch(run, part, loss)
         value.backward()
         total, first = total + value.detach(), last
     return total
@@ -84,17 +85,17 @@ def work(options: argparse.Namespace) -> None:
     """One way, in this process."""
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory(prefix="fastkto-bench-") as folder:
-        setting = Setting(case_of(options, ON_CPU), TrainerCallback(), folder)
-        rows = setting.tokenised().select(range(options.batch)).to_list()
-    model = setting.model.train()
+        loaded = LoadedCase(case_of(options, ON_CPU), TrainerCallback(), folder)
+        rows = loaded.tokenised().select(range(options.batch)).to_list()
+    model = loaded.model.train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     install_scorer(model)
-    forward, seconds = Forward(model), []
+    run, seconds = ModelRun(model), []
     before = peak_gib("cpu")
     for _ in range(options.steps):
         model.zero_grad()
         start = time.perf_counter()
-        loss = WAYS[options.worker](forward, rows, options)
+        loss = WAYS[options.worker](run, rows, options)
         seconds.append(time.perf_counter() - start)
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     peak = peak_gib("cpu")

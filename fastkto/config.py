@@ -9,10 +9,11 @@ from transformers import TrainingArguments
 from transformers.utils import logging
 
 from fastkto.errors import InputError
-from fastkto.losses.kto import LOSS_TYPES
+from fastkto.losses.kto import LOSS_TYPES, check_rows_to_pair, uses_kl
 
 logger = logging.get_logger(__name__)
 
+WEIGHT_DTYPES = ("bfloat16", "float16", "float32")
 ON_NONFINITE = ("stop", "skip")
 SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length", "stratified")
 
@@ -150,16 +151,10 @@ class KTOConfig(TrainingArguments):
             value = getattr(self, name)
             if isinstance(value, int | float) and not value > 0:
                 raise InputError(name, value, "a number above 0", "Leave it out for its default.")
-        if self.loss_type == "kto" and self.per_device_train_batch_size < 2:
-            raise InputError(
-                "per_device_train_batch_size",
-                self.per_device_train_batch_size,
-                "at least 2: the KL term pairs each prompt with another row's completion",
-                "Raise it and set max_tokens_per_forward to what one forward may hold: the rows are then forwarded a "
-                "few at a time and share one z0.",
-            )
+        if uses_kl(self.loss_type):
+            check_rows_to_pair("per_device_train_batch_size", self.per_device_train_batch_size)
         if self.ddp_broadcast_buffers and self.max_tokens_per_forward is not None:
-            expected = "False with max_tokens_per_forward: ranks with other numbers of forwards would wait for ever"
+            expected = "False with max_tokens_per_forward: ranks with other numbers of forwards would wait forever"
             raise InputError("ddp_broadcast_buffers", True, expected, "Leave it out.")
         if self.sync_ref_model and self.precompute_ref_log_probs:
             raise InputError(

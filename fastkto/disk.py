@@ -12,6 +12,8 @@ from fastkto.errors import InputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ENOENT)
+METRICS_FILE = "metrics.jsonl"
+"""The log lines of a run, in its output_dir."""
 WRITERS_SAY = ("PytorchStreamWriter", "inline_container", "No space left", "File too large", "os error", "I/O error")
 
 
@@ -27,7 +29,7 @@ def writing(argument: str, path: str | Path, what: str) -> Iterator[None]:
             raise
         mend = "Free space" if getattr(error, "errno", errno.ENOSPC) in FULL else "Make it writable"
         fix = f"{_reason(error)}. {mend}, or choose another {argument}."
-        raise InputError(argument, str(path), f"a place that takes {what}", fix) from error
+        raise InputError(argument, str(path), f"a place where {what} can be written", fix) from error
 
 
 def check_writable(argument: str, path: str | Path) -> None:
@@ -36,7 +38,7 @@ def check_writable(argument: str, path: str | Path) -> None:
     existing = next(folder for folder in (target, *target.parents) if os.path.lexists(folder))
     with writing(argument, path, "files"):
         if not existing.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, f"{existing} is no directory")
+            raise NotADirectoryError(errno.ENOTDIR, f"{existing} is not a directory")
         with tempfile.TemporaryFile(dir=existing):
             pass
 

@@ -46,7 +46,7 @@ def whole_shape(parameter: torch.Tensor) -> torch.Size:
 
 @contextmanager
 def whole(parameter: torch.Tensor) -> Iterator[None]:
-    """Within it a weight that ZeRO-3 took apart is there. A collective: every rank calls it, in one order."""
+    """Inside the block a weight that ZeRO-3 took apart is there. A collective: every rank calls it, in one order."""
     if not hasattr(parameter, "ds_id"):
         yield
         return
@@ -58,7 +58,7 @@ def whole(parameter: torch.Tensor) -> Iterator[None]:
 
 @contextmanager
 def running(model: nn.Module, accelerator: Any) -> Iterator[None]:
-    """Within it a model that training has not wrapped yet can be run without gradients.
+    """Inside the block a model that training has not wrapped yet can be run without gradients.
 
     On the device where training will put it; taken apart by ZeRO-3, by hooks that gather and free each layer.
     """

@@ -21,26 +21,30 @@ def forwards_of(model):
     return counts
 
 
-def step(t, batch):
+def step(t, batch, forwards=0):
+    """One in which the ranks have agreed on so many forwards."""
+    own = t.reference
+    t.reference = lambda batch: own(batch)._replace(forwards=forwards)
     t.model.zero_grad()
     loss = t.compute_loss(t.model, dict(batch))
     loss.backward()
+    t.reference = own
     return loss.detach(), [p.grad.clone() for p in t.model.parameters()]
 
 
 @pytest.mark.parametrize("packing", [True, False])
 @pytest.mark.parametrize("max_tokens", [None, 90])
-def test_forwards_that_keep_other_ranks_company_add_nothing(packing, max_tokens, tmp_path):
+def test_extra_forwards_for_other_ranks_add_nothing(packing, max_tokens, tmp_path):
     t = trainer(tmp_path, packing=packing, max_tokens_per_forward=max_tokens, ref_model=noisy(tiny_llama()))
     batch = t.data_collator([t.train_dataset[i] for i in range(8)])
     counts = forwards_of(t.model)
     loss, gradients = step(t, batch)
     alone = dict(counts)
     assert (alone[True] == 1) == (max_tokens is None)
-    again, with_company = step(t, {**batch, "forwards": 6})
+    again, with_extra = step(t, batch, forwards=6)
     assert counts[True] - alone[True] == 6
     assert_close(again, loss.double(), loss)
-    for ours, plain in zip(with_company, gradients, strict=True):
+    for ours, plain in zip(with_extra, gradients, strict=True):
         assert_close(ours, plain.double(), plain)
 
 
@@ -50,19 +54,19 @@ def test_the_reference_runs_for_a_rank_that_misses_it_and_keeps_what_is_cached(t
     cached = t.reference(batch)
     counts, puts = forwards_of(t.reference.model), []
     monkeypatch.setattr(t.reference.cache, "put", lambda *put: puts.append(put))
-    monkeypatch.setattr(t.reference, "_company", True)
+    monkeypatch.setattr(t.reference, "_agrees", True)
     for missing_elsewhere in (True, False):
         monkeypatch.setattr(t.reference, "_agree", lambda own, missing, other=missing_elsewhere: (3, other))
-        batch.pop("forwards", None)
-        for ours, before in zip(t.reference(batch), cached, strict=True):
-            assert torch.equal(ours, before)
-        assert batch["forwards"] == 3
+        found = t.reference(batch)
+        assert torch.equal(found.logps, cached.logps)
+        assert torch.equal(found.kl_logps, cached.kl_logps)
+        assert found.forwards == 3
         assert counts[False] == 3, "only where one of the ranks misses it"
     assert not puts
 
 
 def test_a_moving_reference_is_refused_where_weights_are_sharded(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastkto.training.trainer.shards", lambda accelerator: True)
+    monkeypatch.setattr("fastkto.training.assemble.shards", lambda accelerator: True)
     with pytest.raises(InputError, match="^sync_ref_model: got True, expected False with weights that are sharded"):
         trainer(tmp_path, sync_ref_model=True)
     assert not (tmp_path / "out").exists()

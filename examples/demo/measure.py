@@ -11,7 +11,7 @@ from rule import fault
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_NEW_TOKENS = 48
-MAX_FALL = 0.25  # nats a token
+MAX_FALL = 0.25  # nats per token
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def _figures(before: dict, after: dict) -> Table:
         "95% Wilson interval": lambda x: "{:.0%} to {:.0%}".format(*x["interval"]),
         "mean tokens of an answer (cut at 48)": lambda x: f"{x['tokens']:.1f}",
         "reward margin on held-out rows, β · nats": lambda x: f"{x['reward_margin']:.2f}",
-        "untrained model's log-prob, nats a token": lambda x: f"{x['untrained_logp']:.2f}",
+        "untrained model's log-prob, nats per token": lambda x: f"{x['untrained_logp']:.2f}",
     }
     for name, show in rows.items():
         table.add_row(name, show(before), show(after))

@@ -11,22 +11,23 @@ import torch
 class Layout:
     """A packed sequence of T = P + T_y + K tokens. The targets never see a KL token: they are a prefix of their own.
 
-    Lists are for the host and tensors for kernels that take their offsets on the device: nothing is read back.
+    `cu_seqlens` are the offsets of rows, from 0 to the number of tokens: lists for the host, `device_` tensors for
+    kernels, so that nothing is read back. The tail is that of the KL rows.
     """
 
-    target_bounds: list[int]
+    target_cu_seqlens: list[int]
     """B + 1 offsets of the rows [x_i | y_i]."""
     prompt_lengths: list[int]
     """B: how many tokens of each row are its prompt, which its KL row attends to as well."""
-    kl_bounds: list[int]
+    tail_cu_seqlens: list[int]
     """B + 1 offsets of the rows y'_i, counted from the end of the targets; all 0 without a KL stream."""
-    target_offsets: torch.Tensor
-    """`target_bounds`, int32."""
-    kl_offsets: torch.Tensor
-    """`kl_bounds`, int32."""
-    kl_key_offsets: torch.Tensor
+    device_target_cu_seqlens: torch.Tensor
+    """`target_cu_seqlens`, int32."""
+    device_tail_cu_seqlens: torch.Tensor
+    """`tail_cu_seqlens`, int32."""
+    device_tail_key_cu_seqlens: torch.Tensor
     """B + 1 offsets of the rows [x_i | y'_i] that KL queries attend to, int32."""
-    kl_key_index: torch.Tensor
+    tail_key_index: torch.Tensor
     """(P + K,) positions in T of the tokens of those rows, int64."""
 
     @classmethod
@@ -37,22 +38,22 @@ class Layout:
     @property
     def target_tokens(self) -> int:
         """Tokens that need a gradient; the KL rows come after."""
-        return self.target_bounds[-1]
+        return self.target_cu_seqlens[-1]
 
     @property
     def kl_tokens(self) -> int:
         """Tokens of the tail."""
-        return self.kl_bounds[-1]
+        return self.tail_cu_seqlens[-1]
 
     @property
     def target_lengths(self) -> list[int]:
         """Tokens of each [x_i | y_i]."""
-        return [b - a for a, b in pairwise(self.target_bounds)]
+        return [b - a for a, b in pairwise(self.target_cu_seqlens)]
 
     @property
     def kl_lengths(self) -> list[int]:
         """Tokens of each y'_i."""
-        return [b - a for a, b in pairwise(self.kl_bounds)]
+        return [b - a for a, b in pairwise(self.tail_cu_seqlens)]
 
 
 @dataclass

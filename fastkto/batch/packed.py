@@ -29,11 +29,12 @@ class PackingCollator:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The batch of these rows, in their order."""
-        starts, targets, kl = streams(rows, self.max_length, kl=self.kl)
-        tails = [[] for _ in rows] if kl is None else [ids[start:] for start, ids in zip(starts, kl, strict=True)]
+        prompt_lengths, targets, kl = streams(rows, self.max_length, kl=self.kl)
+        pairs = kl or [[]] * len(rows)
+        tails = [ids[start:] for start, ids in zip(prompt_lengths, pairs, strict=True)]
         lengths = [len(a) + len(b) for a, b in zip(targets, tails, strict=True)]
         sequences = [
-            _sequence(targets[part], starts[part], None if kl is None else tails[part])
+            _sequence(targets[part], prompt_lengths[part], None if kl is None else tails[part])
             for part in _parts(lengths, self.max_tokens)
         ]
         batch = {
@@ -44,17 +45,19 @@ class PackingCollator:
         }
         for prefix, ids in (("", targets), ("KL_", kl)):
             if ids is not None:
-                batch[f"{prefix}row_keys"] = row_keys(starts, ids)
-                batch[f"{prefix}cu_seqlens"] = _joined([sequence[f"{prefix}cu_seqlens"] for sequence in sequences])
+                batch[f"{prefix}row_keys"] = row_keys(prompt_lengths, ids)
+                batch[f"{prefix}cu_seqlens"] = _joined_cu_seqlens(
+                    [sequence[f"{prefix}cu_seqlens"] for sequence in sequences]
+                )
         return batch
 
 
-def _joined(parts: list[list[int]]) -> list[int]:
-    offsets = [0]
+def _joined_cu_seqlens(parts: list[list[int]]) -> list[int]:
+    cu_seqlens = [0]
     for part in parts:
-        base = offsets[-1]
-        offsets += [base + end for end in part[1:]]
-    return offsets
+        base = cu_seqlens[-1]
+        cu_seqlens += [base + end for end in part[1:]]
+    return cu_seqlens
 
 
 def _parts(lengths: list[int], max_tokens: int | None) -> Iterator[slice]:
@@ -68,60 +71,61 @@ def _parts(lengths: list[int], max_tokens: int | None) -> Iterator[slice]:
     yield slice(start, len(lengths))
 
 
-def _sequence(cut: list[list[int]], starts: list[int], tails: list[list[int]] | None) -> dict[str, Any]:
+def _sequence(cut: list[list[int]], prompt_lengths: list[int], tails: list[list[int]] | None) -> dict[str, Any]:
     ids = [token for row in cut for token in row]
     positions = [i for row in cut for i in range(len(row))]
-    bounds = _offsets(cut)
-    stream = _scored(
+    target_cu_seqlens = _cu_seqlens(cut)
+    stream = _predicting(
         [
             (base + max(start, 1) - 1, row[max(start, 1) :])
-            for base, start, row in zip(bounds, starts, cut, strict=False)
+            for base, start, row in zip(target_cu_seqlens, prompt_lengths, cut, strict=False)
         ]
     )
-    sequence: dict[str, Any] = {**stream, "target_bounds": bounds, "prompt_lengths": starts}
-    kl_bounds = [0] * len(bounds)
+    sequence: dict[str, Any] = {**stream, "target_cu_seqlens": target_cu_seqlens, "prompt_lengths": prompt_lengths}
+    tail_cu_seqlens = [0] * len(target_cu_seqlens)
     kl_keys: list[list[int]] = [[] for _ in cut]
     if tails is not None:
-        kl_bounds = _offsets(tails)
-        kl_index, kl_targets, kl_offsets = [], [], [0]
-        for row, (tail, start) in enumerate(zip(tails, starts, strict=True)):
-            first = len(ids) + kl_bounds[row]
-            before = [bounds[row] + start - 1] if start else []
+        tail_cu_seqlens = _cu_seqlens(tails)
+        kl_index, kl_targets, kl_cu_seqlens = [], [], [0]
+        for row, (tail, start) in enumerate(zip(tails, prompt_lengths, strict=True)):
+            first = len(ids) + tail_cu_seqlens[row]
+            base = target_cu_seqlens[row]
+            before = [base + start - 1] if start else []
             kl_index += before + list(range(first, first + len(tail) - 1))
             kl_targets += tail if start else tail[1:]
-            kl_offsets.append(len(kl_index))
-            kl_keys[row] = [*range(bounds[row], bounds[row] + start), *range(first, first + len(tail))]
+            kl_cu_seqlens.append(len(kl_index))
+            kl_keys[row] = [*range(base, base + start), *range(first, first + len(tail))]
             positions += range(start, start + len(tail))
         ids = ids + [token for tail in tails for token in tail]
         sequence |= {
             "KL_logit_index": torch.tensor(kl_index, dtype=torch.int64),
             "KL_targets": torch.tensor(kl_targets, dtype=torch.int64),
-            "KL_cu_seqlens": kl_offsets,
+            "KL_cu_seqlens": kl_cu_seqlens,
         }
     return sequence | {
         "input_ids": torch.tensor([ids]),
         "position_ids": torch.tensor([positions]),
-        "kl_bounds": kl_bounds,
-        "target_offsets": torch.tensor(bounds, dtype=torch.int32),
-        "kl_offsets": torch.tensor(kl_bounds, dtype=torch.int32),
-        "kl_key_offsets": torch.tensor(_offsets(kl_keys), dtype=torch.int32),
-        "kl_key_index": torch.tensor([place for keys in kl_keys for place in keys], dtype=torch.int64),
+        "tail_cu_seqlens": tail_cu_seqlens,
+        "device_target_cu_seqlens": torch.tensor(target_cu_seqlens, dtype=torch.int32),
+        "device_tail_cu_seqlens": torch.tensor(tail_cu_seqlens, dtype=torch.int32),
+        "device_tail_key_cu_seqlens": torch.tensor(_cu_seqlens(kl_keys), dtype=torch.int32),
+        "tail_key_index": torch.tensor([place for keys in kl_keys for place in keys], dtype=torch.int64),
     }
 
 
-def _scored(rows: list[tuple[int, list[int]]]) -> dict[str, Any]:
+def _predicting(rows: list[tuple[int, list[int]]]) -> dict[str, Any]:
     """Positions that predict, from (first predicting position, tokens it and its followers predict) of each row."""
     index = [first + i for first, tokens in rows for i in range(len(tokens))]
     targets = [token for _, tokens in rows for token in tokens]
     return {
         "logit_index": torch.tensor(index, dtype=torch.int64),
         "targets": torch.tensor(targets, dtype=torch.int64),
-        "cu_seqlens": _offsets([tokens for _, tokens in rows]),
+        "cu_seqlens": _cu_seqlens([tokens for _, tokens in rows]),
     }
 
 
-def _offsets(rows: list[list[int]]) -> list[int]:
-    offsets = [0]
+def _cu_seqlens(rows: list[list[int]]) -> list[int]:
+    cu_seqlens = [0]
     for row in rows:
-        offsets.append(offsets[-1] + len(row))
-    return offsets
+        cu_seqlens.append(cu_seqlens[-1] + len(row))
+    return cu_seqlens

@@ -21,8 +21,6 @@ class PaddedBatch(TypedDict, total=False):
     """(B, L) int64, [prompt | completion] cut at max_length, padded on the right."""
     attention_mask: torch.Tensor
     """(B, L) int64, 1 on tokens, 0 on padding."""
-    completion_mask: torch.Tensor
-    """(B, L) int64, 1 on completion tokens."""
     logit_index: torch.Tensor
     """(N,) int64, flat positions in (B * L) that predict a completion token: those one to its left in the same row."""
     targets: torch.Tensor
@@ -39,7 +37,6 @@ class PaddedBatch(TypedDict, total=False):
     """Tokens of the targets, padding not counted; on the host."""
     KL_input_ids: torch.Tensor
     KL_attention_mask: torch.Tensor
-    KL_completion_mask: torch.Tensor
     KL_logit_index: torch.Tensor
     KL_targets: torch.Tensor
     KL_cu_seqlens: list[int]
@@ -60,39 +57,36 @@ class PaddingCollator:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> PaddedBatch:
         """The batch of these rows, in their order."""
-        starts, targets, kl = streams(rows, self.max_length, kl=self.kl)
-        batch = self._stream("", starts, targets)
+        prompt_lengths, targets, kl = streams(rows, self.max_length, kl=self.kl)
+        batch = self._stream("", prompt_lengths, targets)
         if kl is not None:
-            batch |= self._stream("KL_", starts, kl)
+            batch |= self._stream("KL_", prompt_lengths, kl)
         batch["label"] = torch.tensor([bool(row["label"]) for row in rows])
         batch["row_ids"] = torch.tensor([row.get("row_id", i) for i, row in enumerate(rows)])
         batch["num_tokens"] = sum(map(len, targets))
         return batch  # type: ignore[return-value]
 
-    def _stream(self, prefix: str, starts: list[int], rows: list[list[int]]) -> dict[str, Any]:
+    def _stream(self, prefix: str, prompt_lengths: list[int], rows: list[list[int]]) -> dict[str, Any]:
         """One stream of [prompt | completion] rows and what the head needs of it."""
         multiple = self.pad_to_multiple_of or 1
         length = -(-max(map(len, rows)) // multiple) * multiple
         ids_BL = torch.full((len(rows), length), self.pad_token_id)
         attention_BL = torch.zeros_like(ids_BL)
-        completion_BL = torch.zeros_like(ids_BL)
         index: list[int] = []
         targets: list[int] = []
-        offsets = [0]
-        for row, (ids, start) in enumerate(zip(rows, starts, strict=True)):
+        cu_seqlens = [0]
+        for row, (ids, start) in enumerate(zip(rows, prompt_lengths, strict=True)):
             ids_BL[row, : len(ids)] = torch.tensor(ids)
             attention_BL[row, : len(ids)] = 1
-            completion_BL[row, start : len(ids)] = 1
             first = max(start, 1)
             index += range(row * length + first - 1, row * length + len(ids) - 1)
             targets += ids[first:]
-            offsets.append(len(index))
+            cu_seqlens.append(len(index))
         return {
             f"{prefix}input_ids": ids_BL,
             f"{prefix}attention_mask": attention_BL,
-            f"{prefix}completion_mask": completion_BL,
             f"{prefix}logit_index": torch.tensor(index, dtype=torch.int64),
             f"{prefix}targets": torch.tensor(targets, dtype=torch.int64),
-            f"{prefix}cu_seqlens": offsets,
-            f"{prefix}row_keys": row_keys(starts, rows),
+            f"{prefix}cu_seqlens": cu_seqlens,
+            f"{prefix}row_keys": row_keys(prompt_lengths, rows),
         }

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fastkto.errors import InputError
+from fastkto.losses.kto import check_rows_to_pair
 from fastkto.pairs import pair
 from fastkto.rows.tokens import prompt_key
 
@@ -52,13 +53,7 @@ def row_keys(prompt_lengths: list[int], ids: list[list[int]]) -> list[bytes]:
 
 
 def _donors(rows: Sequence[dict[str, Any]], prompts: list[list[int]]) -> list[int]:
-    if len(rows) < 2:
-        raise InputError(
-            "per_device_train_batch_size",
-            "a micro-batch of one row",
-            "at least two rows: y' is another row's completion",
-            "Raise it, and set max_tokens_per_forward to bound the memory of one forward.",
-        )
+    check_rows_to_pair("rows of a micro-batch", len(rows))
     keys = [row.get("prompt_key", prompt_key(prompt)) for row, prompt in zip(rows, prompts, strict=True)]
     return pair(keys, [row.get("conversation", -1 - i) for i, row in enumerate(rows)])
 

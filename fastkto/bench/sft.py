@@ -12,9 +12,10 @@ from transformers import Trainer
 
 from fastkto.head.backends import choose
 from fastkto.head.backends.base import Wanted
-from fastkto.head.logprobs import prepare
+from fastkto.head.logprobs import head_inputs
 from fastkto.training import KTOTrainer
-from fastkto.trunk.run import Scored, run
+from fastkto.trunk.run import run_batch
+from fastkto.trunk.scorer import Scored
 
 
 class SFTTrainer(KTOTrainer):
@@ -33,7 +34,7 @@ class SFTTrainer(KTOTrainer):
             loss: torch.Tensor = _CrossEntropy.apply(scored.hidden, module.weight, *how)
             return loss
 
-        return run(self._forward._replace(model=model), inputs, cross_entropy)[0]
+        return run_batch(self._model_run._replace(model=model), inputs, cross_entropy)[0]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The Trainer's line and the tokens of the step, without KTO's figures."""
@@ -55,17 +56,17 @@ class _CrossEntropy(torch.autograd.Function):
         bias_V: torch.Tensor | None,
         softcap: float | None,
         scale: float,
-        bounds: list[int],
+        cu_seqlens: list[int],
     ) -> torch.Tensor:
-        head, _ = prepare(hidden_ND, weight_VD, targets_N, bias_V, softcap, scale)
+        head, _ = head_inputs(hidden_ND, weight_VD, targets_N, bias_V, softcap, scale)
         wanted = Wanted(ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias=False)
         share = -1.0 / len(targets_N)
 
-        def coefficients(rows: slice, logps_N: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
-            return logps_N.new_full((len(bounds) - 1,), share)
+        def coefficients(rows: slice, logps_N: torch.Tensor, block_cu_seqlens: Sequence[int]) -> torch.Tensor:
+            return logps_N.new_full((len(block_cu_seqlens) - 1,), share)
 
-        backend = choose("auto", hidden_ND.device)
-        out, grads = backend.forward_backward(head, bounds, coefficients, wanted, stats=False)
+        backend = choose("auto", hidden_ND.device, head.compute_dtype)
+        out, grads = backend.forward_backward(head, cu_seqlens, coefficients, wanted, stats=False)
         ctx.save_for_backward(grads.hidden_ND, grads.weight_VD)
         return out.logps_N.sum() * share
 

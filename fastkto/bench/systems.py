@@ -16,7 +16,7 @@ from fastkto.training import KTOTrainer
 from fastkto.training.prepare import prepare
 
 
-class Setting:
+class LoadedCase:
     """A case with its model and tokenizer loaded, and the callback that waits for the word before each step."""
 
     def __init__(self, case: Case, callback: Any, folder: str) -> None:
@@ -72,53 +72,53 @@ class Setting:
         return prepare(self.rows, self.tokenizer, config, name="train", batch_size=self.case.batch).rows
 
 
-def kto(setting: Setting) -> Trainer:
+def kto(loaded: LoadedCase) -> Trainer:
     """The reference is live."""
-    return setting.ours(KTOTrainer)
+    return loaded.ours(KTOTrainer)
 
 
-def kto_cached(setting: Setting) -> Trainer:
+def kto_cached(loaded: LoadedCase) -> Trainer:
     """The reference's log-probs are on disk; only the rows that the steps take, so that scoring them ends soon."""
-    taken = setting.tokenised().select(range(setting.case.batch * setting.case.steps))
-    return setting.ours(KTOTrainer, taken, precompute_ref_log_probs=True)
+    taken = loaded.tokenised().select(range(loaded.case.batch * loaded.case.steps))
+    return loaded.ours(KTOTrainer, taken, precompute_ref_log_probs=True)
 
 
-def sft(setting: Setting) -> Trainer:
+def sft(loaded: LoadedCase) -> Trainer:
     """APO has no KL rows; the loss is of one forward."""
     changes = {"loss_type": "apo_zero_unpaired", "precompute_ref_log_probs": True, "max_tokens_per_forward": None}
-    return setting.ours(SFTTrainer, **changes)
+    return loaded.ours(SFTTrainer, **changes)
 
 
-def trl_kto(setting: Setting) -> Trainer:
+def trl_kto(loaded: LoadedCase) -> Trainer:
     """TRL as shipped: on a CPU it scores every position."""
     trl = require("trl", "bench")
-    return setting.trainer(trl.KTOTrainer, setting.config(trl.KTOConfig), **setting.reference())
+    return loaded.trainer(trl.KTOTrainer, loaded.config(trl.KTOConfig), **loaded.reference())
 
 
-def trl_kto_compact(setting: Setting) -> Trainer:
+def trl_kto_compact(loaded: LoadedCase) -> Trainer:
     """Scores completion positions only, as TRL does on CUDA."""
     require("trl", "bench")
     import trl.trainer.utils
 
     trl.trainer.utils._use_triton = lambda device: True
-    return trl_kto(setting)
+    return trl_kto(loaded)
 
 
-def trl_sft(setting: Setting) -> Trainer:
+def trl_sft(loaded: LoadedCase) -> Trainer:
     """TRL's own SFT without padding, on the token ids of ours: padding_free asks for rows that are cut already."""
-    trl, length = require("trl", "bench"), setting.case.max_length
+    trl, length = require("trl", "bench"), loaded.case.max_length
 
     def cut(row: dict[str, Any]) -> dict[str, list[int]]:
         ids = (row["prompt_ids"] + row["completion_ids"])[:length]
         start = len(row["prompt_ids"])
         return {"input_ids": ids, "labels": [-100] * start + ids[start:]}
 
-    tokenised = setting.tokenised()
+    tokenised = loaded.tokenised()
     rows = tokenised.map(cut, remove_columns=tokenised.column_names)
-    return setting.trainer(trl.SFTTrainer, setting.config(trl.SFTConfig, padding_free=True, max_length=None), rows)
+    return loaded.trainer(trl.SFTTrainer, loaded.config(trl.SFTConfig, padding_free=True, max_length=None), rows)
 
 
-SYSTEMS: dict[str, Callable[[Setting], Trainer]] = {
+SYSTEMS: dict[str, Callable[[LoadedCase], Trainer]] = {
     "fastkto": kto,
     "fastkto-cached": kto_cached,
     "sft": sft,
@@ -139,4 +139,4 @@ def build(system: str, case: Case, callback: Any, folder: str) -> Trainer:
         torch.set_num_threads(case.threads)
     torch.set_float32_matmul_precision("highest")
     transformers.utils.logging.set_verbosity_error()
-    return SYSTEMS[system](Setting(case, callback, folder))
+    return SYSTEMS[system](LoadedCase(case, callback, folder))

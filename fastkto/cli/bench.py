@@ -70,6 +70,8 @@ def table(figures: dict[str, dict[str, float]], case: "Case") -> str:
 
 
 def _parser(systems: tuple[str, ...]) -> StrictParser:
+    from fastkto.config import WEIGHT_DTYPES
+
     parser = StrictParser(
         prog="fastkto bench",
         usage="fastkto bench --model ID [--max_length L] [--batch B] [...]",
@@ -81,7 +83,7 @@ def _parser(systems: tuple[str, ...]) -> StrictParser:
     parser.add_argument("--steps", type=_positive, default=3, help="counted steps, after one that is not (default 3)")
     parser.add_argument("--systems", nargs="+", choices=systems, help="what to run; the ratios are to the first")
     parser.add_argument("--use_peft", action="store_true", help="train a LoRA adapter instead of all weights")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights")
+    parser.add_argument("--dtype", choices=WEIGHT_DTYPES, default="float32", help="of the weights")
     parser.add_argument("--max_tokens_per_forward", type=_positive, help="of fastkto: split a micro-batch")
     parser.add_argument("--output", type=Path, help="also write the figures there, as JSON")
     return parser

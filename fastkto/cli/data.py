@@ -43,6 +43,7 @@ def run(argv: Sequence[str]) -> int:
     from fastkto.cli.options.models import load_tokenizer
     from fastkto.cli.options.parsing import DataclassParser, build
     from fastkto.config import KTOConfig
+    from fastkto.losses.kto import uses_kl
     from fastkto.rows import RowOptions, read_rows
     from fastkto.rows.selection import Selection, select
     from fastkto.tools.preview import Untrainable, preview, render
@@ -79,7 +80,7 @@ def run(argv: Sequence[str]) -> int:
             options=build(RowOptions, values),
             desirable_weight=config.desirable_weight,
             undesirable_weight=config.undesirable_weight,
-            kl=config.loss_type == "kto",
+            kl=uses_kl(config.loss_type),
             strategy=config.train_sampling_strategy,
             seed=config.seed if config.data_seed is None else config.data_seed,
             num_proc=config.dataset_num_proc,

@@ -92,7 +92,7 @@ def describe_device(device: Any) -> dict[str, str]:
         "computes in": "bfloat16 autocast over float32 weights"
         if autocast
         else "float32 (bf16 is off by default here)",
-        "packed rows": "flash attention over all of them, in half precision" if flash else "one attention a row",
+        "packed rows": "flash attention over all of them, in half precision" if flash else "one attention call per row",
     }
 
 

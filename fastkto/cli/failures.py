@@ -23,7 +23,7 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, UnpicklingError):
         return (
             "the optimizer's or the random state of the checkpoint holds more than tensors; a pickle can run code, so "
-            "nothing of it was. Resume from another checkpoint, or start anew."
+            "nothing of it was. Resume from another checkpoint, or start over."
         )
     if type(error).__name__ == "SafetensorError":
         return f"a file of weights is damaged: {error}"

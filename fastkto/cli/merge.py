@@ -35,5 +35,5 @@ def run(argv: Sequence[str]) -> int:
         overwrite=arguments.overwrite,
     )
     print(f"{output}: base and adapter in one, {arguments.dtype}.")
-    print(f"log-probs of a test sentence: {difference:.1e} nats a token from the adapter's at most")
+    print(f"log-probs of a test sentence: {difference:.1e} nats per token away from the adapter's at most")
     return 0

@@ -56,9 +56,9 @@ def run(argv: Sequence[str]) -> int:
     found = search.longest(rows, length, room)
     whole = window is not None and found is not None and found > window - 64
     text = f"{window}, the model's window" if whole else at_most(found, LONGEST)
-    print(f"max_length with {rows} rows a micro-batch: {text}")
+    print(f"max_length with {rows} rows per micro-batch: {text}")
     found = search.most_rows(rows, length, room)
-    print(f"per_device_train_batch_size with {length} tokens a row: {at_most(found, MOST_ROWS)}")
+    print(f"per_device_train_batch_size with {length} tokens per row: {at_most(found, MOST_ROWS)}")
     return 0 if fits else 1
 
 
@@ -103,7 +103,7 @@ def size(text: str) -> int:
     found = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", text)
     unit = "" if found is None else found[2][:1].upper() + found[2][1:].replace("ib", "iB").replace("b", "B")
     if found is None or unit not in UNITS or not float(found[1]) > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory; write e.g. 24GiB")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write e.g. 24GiB")
     return int(float(found[1]) * UNITS[unit])
 
 
@@ -121,7 +121,7 @@ def table(parts: dict[str, int], title: str) -> str:
     """One line a part, and their sum."""
     lines = [f"  {name:<24}{size / GIB:8.2f} GiB" for name, size in parts.items()]
     return "\n".join(
-        [f"At its peak a step of {title}:", *lines, f"  {'in all':<24}{sum(parts.values()) / GIB:8.2f} GiB"]
+        [f"At its peak a step of {title}:", *lines, f"  {'in total':<24}{sum(parts.values()) / GIB:8.2f} GiB"]
     )
 
 

@@ -2,9 +2,9 @@
 
 In: hidden states at the scored places, the head's weight and the target tokens. Out: log-probs, the loss, gradients.
 
-    logprobs   `token_logprobs` and `token_stats`: arguments, autograd, and heads that are more than a weight and a bias
+    logprobs   `token_logprobs` and `token_stats`: arguments, and heads that are more than a weight and a bias
     fused_kto  `fused_linear_kto`: z0 first, then loss and gradients block by block, while the logits are there
-    ops        forward and backward of logprobs as custom ops, which `torch.compile` takes without a graph break
+    ops        logprobs as a custom op with its gradient, which `torch.compile` takes without a graph break
     oracle     the same with all logits and one line an equation; what every backend is compared with
     backends/  how it is computed: tiles of plain torch, C++ on a CPU, Triton on a GPU; the choice between them
 

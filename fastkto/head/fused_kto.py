@@ -14,9 +14,9 @@ from fastkto.errors import InputError
 from fastkto.head.backends import choose
 from fastkto.head.backends.base import Backend, HeadInputs, Wanted
 from fastkto.head.backends.blocks import spread
-from fastkto.head.backends.loss_terms import RowSums, Settings, Terms
-from fastkto.head.logprobs import TokenStats, prepare, token_logprobs
-from fastkto.losses.kto import check_loss_arguments, check_pairs, class_sums, kto_loss, no_pairs
+from fastkto.head.backends.loss_terms import RowSums, Terms
+from fastkto.head.logprobs import TokenStats, head_inputs, token_logprobs
+from fastkto.losses.kto import LossSettings, check_loss_arguments, check_pairs, class_sums, kto_loss, no_pairs, uses_kl
 
 
 class FusedKTO(NamedTuple):
@@ -94,29 +94,30 @@ def fused_linear_kto(
 
     Source: eqs. (1) to (7); arXiv 2402.01306, eq. 7 and section 4.1.
     """
-    head, wanted = prepare(hidden, weight, targets, bias, softcap, scale)
-    bounds = _bounds("cu_seqlens", cu_seqlens, hidden.shape[0])
-    check_loss_arguments(len(bounds) - 1, ref_logps, labels, beta=beta, loss_type=loss_type)
-    rows = len(bounds) - 1 if num_rows is None else num_rows
-    settings = Settings(beta, desirable_weight, undesirable_weight, loss_type, rows)
-    chosen = choose(backend, hidden.device)
+    head, wanted = head_inputs(hidden, weight, targets, bias, softcap, scale)
+    cu_seqlens = _checked("cu_seqlens", cu_seqlens, hidden.shape[0])
+    check_loss_arguments(len(cu_seqlens) - 1, ref_logps, labels, beta=beta, loss_type=loss_type)
+    num_rows = len(cu_seqlens) - 1 if num_rows is None else num_rows
+    loss = LossSettings(beta, desirable_weight, undesirable_weight, loss_type)
+    chosen = choose(backend, hidden.device, head.compute_dtype)
     kl_B, kl_sum_and_count = ref_logps.new_empty(0, dtype=head.sum_dtype), None
-    if loss_type == "kto":
+    if uses_kl(loss_type):
         if kl_hidden is None or kl_targets is None or kl_cu_seqlens is None:
             raise no_pairs()
-        kl_bounds = _bounds("kl_cu_seqlens", kl_cu_seqlens, kl_hidden.shape[0])
-        check_pairs((len(kl_bounds) - 1,), ref_kl_logps)
+        kl_cu_seqlens = _checked("kl_cu_seqlens", kl_cu_seqlens, kl_hidden.shape[0])
+        check_pairs((len(kl_cu_seqlens) - 1,), ref_kl_logps)
         with torch.no_grad():
             kl_tokens = token_logprobs(
                 kl_hidden, weight, kl_targets, bias=bias, softcap=softcap, scale=scale, backend=backend
             )
-        _, kl_B, kl_sum_and_count = chosen.row_sums(kl_tokens, kl_bounds, ref_kl_logps)
+        _, kl_B, kl_sum_and_count = chosen.row_sums(kl_tokens, kl_cu_seqlens, ref_kl_logps)
         if reduce is not None:
             kl_sum_and_count = reduce(kl_sum_and_count)
-    loss, logps_B, z0, rewards_B, u_B, sums, entropy_N, mean_logits_N = _FusedLinearKTO.apply(
-        hidden, weight, bias, head, bounds, labels, ref_logps, kl_sum_and_count, settings, chosen, wanted, stats
+    rows = cu_seqlens, labels, ref_logps, kl_sum_and_count
+    total, logps_B, z0, rewards_B, u_B, sums, entropy_N, mean_logits_N = _FusedLinearKTO.apply(
+        hidden, weight, bias, head, *rows, loss, num_rows, chosen, wanted, stats
     )
-    return FusedKTO(loss, rewards_B, logps_B, z0, kl_B, u_B, sums, entropy_N, mean_logits_N)
+    return FusedKTO(total, rewards_B, logps_B, z0, kl_B, u_B, sums, entropy_N, mean_logits_N)
 
 
 class _FusedLinearKTO(torch.autograd.Function):
@@ -129,30 +130,31 @@ class _FusedLinearKTO(torch.autograd.Function):
         weight_VD: torch.Tensor,
         bias_V: torch.Tensor | None,
         head: HeadInputs,
-        bounds: list[int],
+        cu_seqlens: list[int],
         labels_B: torch.Tensor,
         ref_logps_B: torch.Tensor,
         kl_sum_and_count: torch.Tensor | None,
-        settings: Settings,
+        loss: LossSettings,
+        num_rows: float | torch.Tensor,
         backend: Backend,
         wanted: Wanted,
         stats: bool,
     ) -> tuple[torch.Tensor | None, ...]:
         parts: list[tuple[RowSums, Terms]] = []
 
-        def coefficients(rows: slice, logps_N: torch.Tensor, row_bounds: Sequence[int]) -> torch.Tensor:
-            sums = backend.row_sums(logps_N, row_bounds, ref_logps_B[rows])
-            parts.append((sums, backend.terms(sums, labels_B[rows], kl_sum_and_count, settings)))
+        def coefficients(rows: slice, logps_N: torch.Tensor, block_cu_seqlens: Sequence[int]) -> torch.Tensor:
+            sums = backend.row_sums(logps_N, block_cu_seqlens, ref_logps_B[rows])
+            parts.append((sums, backend.terms(sums, labels_B[rows], kl_sum_and_count, loss, num_rows)))
             return parts[-1][1].coefficients_B
 
         with torch.autocast(hidden_ND.device.type, enabled=False):
             if any(wanted):
-                out, grads = backend.forward_backward(head, bounds, coefficients, wanted, stats=stats)
+                out, grads = backend.forward_backward(head, cu_seqlens, coefficients, wanted, stats=stats)
                 ctx.save_for_backward(*grads)
             else:
                 out = backend.forward(head, stats=stats, unit_dx=False)
-                coefficients(slice(None), out.logps_N, bounds)
-            sums, terms = _joined(parts)
+                coefficients(slice(None), out.logps_N, cu_seqlens)
+            sums, terms = _joined_blocks(parts)
         ctx.set_materialize_grads(False)
         rows = sums.logps_B, terms.z0, terms.rewards_B, terms.utilities_B, terms.class_sums
         found = *rows, out.entropy_N, out.mean_logits_N
@@ -163,14 +165,14 @@ class _FusedLinearKTO(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor | None, *_: None) -> tuple[torch.Tensor | None, ...]:
         if grad is None:
-            return (None,) * 12
+            return (None,) * 13
         grads: Any = ctx.saved_tensors
         if grad.device.type != "cpu" or grad.item() != 1:  # to look would make a GPU wait
             grads = [None if x is None else (x * grad).to(x.dtype) for x in grads]
-        return *grads, *(None,) * 9
+        return *grads, *(None,) * 10
 
 
-def _joined(parts: list[tuple[RowSums, Terms]]) -> tuple[RowSums, Terms]:
+def _joined_blocks(parts: list[tuple[RowSums, Terms]]) -> tuple[RowSums, Terms]:
     """The blocks' rows one after another; what is a sum over rows is added up."""
     if len(parts) == 1:
         return parts[0]
@@ -190,13 +192,13 @@ def _joined(parts: list[tuple[RowSums, Terms]]) -> tuple[RowSums, Terms]:
     )
 
 
-def _bounds(name: str, cu_seqlens: Sequence[int] | torch.Tensor, positions: int) -> list[int]:
-    bounds = cu_seqlens.tolist() if isinstance(cu_seqlens, torch.Tensor) else list(cu_seqlens)
-    rising = all(a <= b for a, b in itertools.pairwise(bounds))
-    if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != positions or not rising:
+def _checked(name: str, given: Sequence[int] | torch.Tensor, positions: int) -> list[int]:
+    cu_seqlens = given.tolist() if isinstance(given, torch.Tensor) else list(given)
+    rising = all(a <= b for a, b in itertools.pairwise(cu_seqlens))
+    if len(cu_seqlens) < 2 or cu_seqlens[0] != 0 or cu_seqlens[-1] != positions or not rising:
         expected = f"rising offsets from 0 to the {positions} scored positions"
-        raise InputError(name, bounds, expected, "Pass [0, n_1, n_1 + n_2, ...], one entry more than rows.")
-    return bounds
+        raise InputError(name, cu_seqlens, expected, "Pass [0, n_1, n_1 + n_2, ...], one entry more than rows.")
+    return cu_seqlens
 
 
 def kto_of_token_stats(
@@ -226,17 +228,17 @@ def row_sums(x_N: torch.Tensor, cu_seqlens: Sequence[int], backend: str = "auto"
 
     So that a policy equal to its reference has log-ratios of exactly 0, however either is scored.
     """
-    sums: torch.Tensor = _RowSums.apply(x_N, list(cu_seqlens), choose(backend, x_N.device))
+    sums: torch.Tensor = _RowSums.apply(x_N, list(cu_seqlens), choose(backend, x_N.device, x_N.dtype))
     return sums
 
 
 class _RowSums(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_N: torch.Tensor, bounds: list[int], backend: Backend) -> torch.Tensor:
-        ctx.bounds = bounds
-        return backend.row_sums(x_N, bounds, None).logps_B
+    def forward(ctx: Any, x_N: torch.Tensor, cu_seqlens: list[int], backend: Backend) -> torch.Tensor:
+        ctx.cu_seqlens = cu_seqlens
+        return backend.row_sums(x_N, cu_seqlens, None).logps_B
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_B: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return spread(grad_B, ctx.bounds), None, None
+        return spread(grad_B, ctx.cu_seqlens), None, None

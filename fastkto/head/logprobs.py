@@ -1,4 +1,4 @@
-"""The LM head: hidden states to token log-probs, without logits in memory. Chooses the backend, holds autograd.
+"""The LM head: hidden states to token log-probs, without logits in memory. Chooses the backend.
 
 Legend: N scored positions, D hidden, V vocabulary.
 """
@@ -7,15 +7,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from fastkto.errors import InputError
 from fastkto.head.backends import chosen_name
-from fastkto.head.backends.base import HeadInputs, Wanted
-from fastkto.head.ops import run_backward, run_forward
+from fastkto.head.backends.base import IGNORE_INDEX, HeadInputs, Wanted
+from fastkto.head.ops import run_forward
 
-IGNORE_INDEX = -100
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class TokenStats(NamedTuple):
@@ -60,8 +59,9 @@ def token_logprobs(
 
     Source: eq. (1) of the contract; arXiv 2402.01306, section 3.
     """
-    head, wanted = prepare(hidden, weight, targets, bias, softcap, scale)
-    return _apply(head, chosen_name(backend, str(hidden.device)), wanted, stats=False)[0]
+    head, wanted = head_inputs(hidden, weight, targets, bias, softcap, scale)
+    name = chosen_name(backend, str(hidden.device), head.compute_dtype)
+    return run_forward(name, head, wanted, stats=False).logps_N
 
 
 def token_stats(
@@ -75,59 +75,13 @@ def token_stats(
     backend: str = "auto",
 ) -> TokenStats:
     """`token_logprobs` with the entropy and the mean logit of each position, from the same pass; same arguments."""
-    head, wanted = prepare(hidden, weight, targets, bias, softcap, scale)
-    return TokenStats(*_apply(head, chosen_name(backend, str(hidden.device)), wanted, stats=True))
+    head, wanted = head_inputs(hidden, weight, targets, bias, softcap, scale)
+    name = chosen_name(backend, str(hidden.device), head.compute_dtype)
+    out: Any = run_forward(name, head, wanted, stats=True)
+    return TokenStats(out.logps_N, out.entropy_N, out.mean_logits_N)
 
 
-class _TokenLogprobs(torch.autograd.Function):
-    """W frozen: d logp / d hidden is formed in the forward (4 NDV in all). W trained: recompute (8 NDV)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_ND: torch.Tensor,
-        weight_VD: torch.Tensor,
-        bias_V: torch.Tensor | None,
-        targets_N: torch.Tensor,
-        softcap: float | None,
-        scale: float,
-        compute_dtype: torch.dtype,
-        backend: str,
-        stats: bool,
-        *wanted: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        ctx.backend, ctx.wanted, ctx.settings = backend, wanted, (softcap, scale, compute_dtype)
-        hidden_wanted, *rest = wanted
-        ctx.unit_dx = hidden_wanted and not any(rest)
-        head = HeadInputs(hidden_ND, weight_VD, targets_N, bias_V, softcap, scale, compute_dtype)
-        out = run_forward(backend, head, stats=stats, unit_dx=ctx.unit_dx)
-        if ctx.unit_dx:
-            ctx.save_for_backward(out.unit_dx_ND)
-        else:
-            ctx.save_for_backward(hidden_ND, weight_VD, targets_N, bias_V, out.lse_N)
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*(x for x in (out.entropy_N, out.mean_logits_N) if x is not None))
-        return out.logps_N, out.entropy_N, out.mean_logits_N
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_N: torch.Tensor | None, *_: None) -> tuple[torch.Tensor | None, ...]:
-        if grad_N is None:
-            return (None,) * 12
-        if ctx.unit_dx:
-            (unit_dx_ND,) = ctx.saved_tensors
-            return (grad_N[:, None] * unit_dx_ND).to(unit_dx_ND.dtype), *(None,) * 11
-        hidden_ND, weight_VD, targets_N, bias_V, lse_N = ctx.saved_tensors
-        head = HeadInputs(hidden_ND, weight_VD, targets_N, bias_V, *ctx.settings)
-        return *run_backward(ctx.backend, head, lse_N, grad_N, Wanted(*ctx.wanted)), *(None,) * 9
-
-
-def _apply(head: HeadInputs, backend: str, wanted: Wanted, *, stats: bool) -> tuple[torch.Tensor, ...]:
-    tensors = head.hidden_ND, head.weight_VD, head.bias_V, head.targets_N
-    return _TokenLogprobs.apply(*tensors, head.softcap, head.scale, head.compute_dtype, backend, stats, *wanted)
-
-
-def prepare(
+def head_inputs(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     targets: torch.Tensor,
@@ -137,12 +91,17 @@ def prepare(
 ) -> tuple[HeadInputs, Wanted]:
     """Check the arguments; settle the compute dtype and which gradients are wanted, before autograd hides both."""
     check_head_arguments(hidden, weight, targets, bias, softcap)
-    device = hidden.device.type
-    autocast = torch.is_autocast_enabled(device) and hidden.dtype != torch.float64
-    compute_dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
     tracking = torch.is_grad_enabled()
     wanted = Wanted(*(tracking and x is not None and x.requires_grad for x in (hidden, weight, bias)))
-    return HeadInputs(hidden, weight, targets, bias, softcap, scale, compute_dtype), wanted
+    return HeadInputs(hidden, weight, targets, bias, softcap, scale, compute_dtype(hidden)), wanted
+
+
+def compute_dtype(hidden: torch.Tensor) -> torch.dtype:
+    """Of the GEMMs' operands: the autocast dtype where on, else that of the hidden states; float64 stays float64."""
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return hidden.dtype
 
 
 def check_head_arguments(
@@ -153,9 +112,8 @@ def check_head_arguments(
     softcap: float | None,
 ) -> None:
     """Raise `InputError` for arguments that do not fit together; values are read on the CPU only."""
-    floats = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
     for name, tensor in (("hidden", hidden), ("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.dtype not in floats:
+        if tensor is not None and tensor.dtype not in DTYPES:
             raise InputError(name, tensor.dtype, "a floating dtype", "A quantised head has to go through its module.")
         if tensor is not None and tensor.device != hidden.device:
             raise InputError(name, str(tensor.device), f"the device of hidden, {hidden.device}", "Move it there.")
@@ -168,7 +126,7 @@ def check_head_arguments(
         raise InputError("bias", tuple(bias.shape), f"({weight.shape[0]},)", "Pass lm_head.bias as it is.")
     if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
         value = (tuple(targets.shape), targets.dtype)
-        raise InputError("targets", value, f"int64 of shape ({hidden.shape[0]},)", "Pass one token id a position.")
+        raise InputError("targets", value, f"int64 of shape ({hidden.shape[0]},)", "Pass one token id per position.")
     if softcap is not None and not softcap > 0:
         raise InputError("softcap", softcap, "a number above 0, or None", "Pass None for a head without softcap.")
     if targets.device.type == "cpu" and targets.numel() and not torch.compiler.is_compiling():

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from train import trainers
 
-from fastkto.integrations.padded import padded_scorer, teach
+from fastkto.integrations.padded import padded_scorer
 from fastkto.integrations.versions import require_parameters
+from fastkto.trunk.scorer import teach_scorer
 
 _NAME = "fastkto.integrations.halos"
 
@@ -22,8 +23,8 @@ class KTOTrainer(trainers.KTOTrainer):
 
     def prepare_accelerator(self) -> None:
         """As the host does, on models that know a scorer."""
-        teach(self.policy)
-        teach(self.reference_model)
+        teach_scorer(self.policy)
+        teach_scorer(self.reference_model)
         super().prepare_accelerator()
 
     def forward(self, model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

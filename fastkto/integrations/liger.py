@@ -93,7 +93,7 @@ class FusedLinearKTOLoss(nn.Module):
         labels = _checked(_input, target, preference_labels)
         scored_BT = target != self.ignore_index
         counts: list[int] = scored_BT.sum(1).tolist()
-        bounds = [0, *itertools.accumulate(counts)]
+        cu_seqlens = [0, *itertools.accumulate(counts)]
         targets = target[scored_BT]
         if self.average_log_prob and 0 in counts:
             value = f"row {counts.index(0)} with no scored position"
@@ -125,7 +125,7 @@ class FusedLinearKTOLoss(nn.Module):
             out = kto_loss(logps, shifted, labels, **loss)
         else:
             hidden = _input[scored_BT]
-            out = fused_linear_kto(hidden, lin_weight, targets, bounds, labels, shifted, bias=bias, **loss)
+            out = fused_linear_kto(hidden, lin_weight, targets, cu_seqlens, labels, shifted, bias=bias, **loss)
             logps = out.logps
         with torch.no_grad():
             rewards = self.beta * (logps - ref_logps)
@@ -158,7 +158,7 @@ def _cached(ref_logps: torch.Tensor, ref_input: torch.Tensor | None, rows: int) 
     if ref_input is not None:
         raise InputError("ref_logps", "given beside ref_input", "one reference", "Leave one of the two out.")
     if ref_logps.shape != (rows,):
-        raise InputError("ref_logps", tuple(ref_logps.shape), f"({rows},), one a row", "Pass one log-prob a row.")
+        raise InputError("ref_logps", tuple(ref_logps.shape), f"({rows},), one per row", "Pass one log-prob per row.")
     return ref_logps.detach()
 
 
@@ -167,7 +167,7 @@ def _checked(hidden: torch.Tensor, target: torch.Tensor, labels: torch.Tensor | 
         raise InputError("_input", tuple(hidden.shape), "three dimensions (B, T, D)", "Do not flatten the rows.")
     if target.shape != hidden.shape[:2]:
         fix = "Shift both: _input[:, :-1] predicts target[:, 1:]."
-        raise InputError("target", tuple(target.shape), f"{tuple(hidden.shape[:2])}, a target a position", fix)
+        raise InputError("target", tuple(target.shape), f"{tuple(hidden.shape[:2])}, a target per position", fix)
     if labels is None or labels.dtype != torch.bool or labels.shape != hidden.shape[:1]:
         value = None if labels is None else (tuple(labels.shape), labels.dtype)
         fix = "Convert on purpose, e.g. labels == 1; -1/1 would all read as true."

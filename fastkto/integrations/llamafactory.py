@@ -10,8 +10,9 @@ import torch
 
 from fastkto.errors import InputError
 from fastkto.head.logprobs import IGNORE_INDEX
-from fastkto.integrations.padded import padded_scorer, teach
+from fastkto.integrations.padded import padded_scorer
 from fastkto.integrations.versions import require_parameters, require_version
+from fastkto.trunk.scorer import teach_scorer
 
 _NAME = "fastkto.integrations.llamafactory"
 _TEXT = ("input_ids", "attention_mask", "labels", "token_type_ids", "position_ids")
@@ -31,7 +32,7 @@ class KTOTrainer(CustomKTOTrainer):
     def __init__(self, model: Any, ref_model: Any, *args: Any, **kwargs: Any) -> None:
         for each in (model, ref_model):
             if each is not None:
-                teach(each)
+                teach_scorer(each)
         super().__init__(model, ref_model, *args, **kwargs)
 
     def forward(

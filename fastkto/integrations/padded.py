@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from fastkto.head.logprobs import IGNORE_INDEX, TokenStats, module_token_stats, token_logprobs, token_stats
 from fastkto.integrations.logit_sums import logit_sums
-from fastkto.trunk.modules import Head, Scorer, check_head, install_scorer, unwrap_peft
+from fastkto.trunk.modules import Head
+from fastkto.trunk.scorer import Scorer
 
 
 class PaddedScores(NamedTuple):
@@ -23,13 +23,6 @@ class PaddedScores(NamedTuple):
     """(B, L) sums of the logits over the vocabulary."""
     aux_loss: torch.Tensor | None
     """A mixture of experts' load-balancing loss, where the model was asked for router logits."""
-
-
-def teach(model: nn.Module) -> None:
-    """Let `model(..., scorer=f)` run `f` in place of the head. Before accelerate wraps its forward, not after."""
-    base = unwrap_peft(model)
-    install_scorer(base)
-    check_head(base)
 
 
 def padded_scorer(labels: torch.Tensor) -> Scorer:
@@ -53,7 +46,7 @@ def padded_scorer(labels: torch.Tensor) -> Scorer:
         logps_BL = logps_N.new_zeros(next_BL.shape).masked_scatter(scored_BL, logps_N)
         return PaddedScores(logps_BL, head.scale * logit_sums(hidden_BLD.detach(), weight, bias), aux_loss)
 
-    return score
+    return Scorer(score)
 
 
 def _all_positions(hidden_ND: torch.Tensor, head: Head, targets_N: torch.Tensor) -> TokenStats:

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from fastkto.errors import InputError
-from fastkto.integrations.padded import padded_scorer, teach
+from fastkto.integrations.padded import padded_scorer
 from fastkto.integrations.versions import require_parameters, require_version
 from fastkto.trunk.modules import Head
+from fastkto.trunk.scorer import Scorer, teach_scorer
 
 _NAME = "fastkto.integrations.swift"
 
@@ -37,7 +38,7 @@ class KTOTrainer(HostTrainer):
             raise InputError("sequence_parallel_size", kwargs["template"].sequence_parallel_size, "1", fix)
         for each in (model, ref_model):
             if each is not None:
-                teach(each)
+                teach_scorer(each)
         super().__init__(model, ref_model, *args, **kwargs)
 
     def get_use_logits_to_keep(self, default_value: bool = True) -> bool:
@@ -46,15 +47,15 @@ class KTOTrainer(HostTrainer):
 
     def _get_model_kwargs(self, inputs: dict[str, Any], prefix: str) -> tuple[dict[str, Any], torch.Tensor]:
         arguments, labels = super()._get_model_kwargs(inputs, prefix)
-        score = padded_scorer(labels)
+        padded = padded_scorer(labels)
 
-        def scorer(hidden: torch.Tensor, head: Head, aux_loss: torch.Tensor | None) -> SimpleNamespace:
+        def score(hidden: torch.Tensor, head: Head, aux_loss: torch.Tensor | None) -> SimpleNamespace:
             """What the host takes for logits: (B, L, 2), log-prob of the next label and sum of the logits."""
-            scores = score(hidden, head, aux_loss)
+            scores = padded.score(hidden, head, aux_loss)
             logits = torch.stack([F.pad(scores.logps, (0, 1)), scores.logit_sums.to(scores.logps.dtype)], dim=-1)
             return SimpleNamespace(logits=logits, aux_loss=aux_loss)
 
-        return arguments | {"scorer": scorer}, labels
+        return arguments | {"scorer": Scorer(score)}, labels
 
     def get_per_token_logps(
         self,

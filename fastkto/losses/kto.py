@@ -11,7 +11,18 @@ import torch
 
 from fastkto.errors import InputError
 
-LOSS_TYPES = ("kto", "apo_zero_unpaired")
+USES_KL = {"kto": True, "apo_zero_unpaired": False}
+"""By loss type: whether z0 is the mean over mismatched pairs. Else it is 0, and no KL rows are built or asked for."""
+LOSS_TYPES = tuple(USES_KL)
+
+
+class LossSettings(NamedTuple):
+    """Keywords of the loss that stay the same through a run."""
+
+    beta: float
+    desirable_weight: float
+    undesirable_weight: float
+    loss_type: str
 
 
 class KTOLoss(NamedTuple):
@@ -27,6 +38,21 @@ class KTOLoss(NamedTuple):
     """(B,) log-ratios k_i of the mismatched pairs, in nats, eq. (3); empty where no KL term is used."""
     utilities: torch.Tensor
     """(B,) u_i: the sigmoid's argument, positive where the row is on the right side of the reference point."""
+
+
+def uses_kl(loss_type: str) -> bool:
+    """Whether the loss has a KL term, and so needs the mismatched pairs. Errors: `InputError` for an unknown type."""
+    if loss_type not in USES_KL:
+        raise InputError("loss_type", loss_type, f"one of {LOSS_TYPES}", "Correct the name.")
+    return USES_KL[loss_type]
+
+
+def check_rows_to_pair(argument: str, rows: int) -> None:
+    """Raise `InputError` for a micro-batch of one row, which has no other row to take a completion from."""
+    if rows < 2:
+        expected = "at least 2: the KL term pairs each prompt with another row's completion"
+        fix = "Raise it, and set max_tokens_per_forward to bound the memory of one forward: its rows share one z0."
+        raise InputError(argument, rows, expected, fix)
 
 
 def reference_point(kl_B: torch.Tensor, reduce: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
@@ -133,7 +159,7 @@ def kto_loss(
     logps = logps if logps.dtype == torch.float64 else logps.float()
     ref_logps = ref_logps.to(logps.dtype)
     kl_B = log_ratios_of_pairs(kl_logps, ref_kl_logps, logps, loss_type=loss_type)
-    z0 = reference_point(kl_B, reduce) if loss_type == "kto" else logps.new_zeros(())
+    z0 = reference_point(kl_B, reduce) if uses_kl(loss_type) else logps.new_zeros(())
     log_ratios_B = logps - ref_logps.detach()
     u_B = utilities(log_ratios_B, labels, z0, beta=beta, loss_type=loss_type)
     weights_B = row_weights(
@@ -148,7 +174,7 @@ def log_ratios_of_pairs(
     kl_logps: torch.Tensor | None, ref_kl_logps: torch.Tensor | None, like: torch.Tensor, *, loss_type: str
 ) -> torch.Tensor:
     """k of eq. (3), detached: `kl_logps - ref_kl_logps`; empty for a loss type without a KL term."""
-    if loss_type != "kto":
+    if not uses_kl(loss_type):
         return like.new_zeros(0)
     if kl_logps is None:
         raise no_pairs()
@@ -184,8 +210,7 @@ def check_loss_arguments(
     rows: int, ref_logps: torch.Tensor, labels: torch.Tensor, *, beta: float, loss_type: str
 ) -> None:
     """Raise `InputError` for what can be seen without reading a tensor's values (no host sync)."""
-    if loss_type not in LOSS_TYPES:
-        raise InputError("loss_type", loss_type, f"one of {LOSS_TYPES}", "Correct the name.")
+    uses_kl(loss_type)  # refuses an unknown one
     if not beta > 0:
         raise InputError("beta", beta, "a number above 0", "0.1 is the usual start.")
     if labels.dtype != torch.bool:
@@ -196,6 +221,6 @@ def check_loss_arguments(
             "Convert on purpose, e.g. labels == 1; -1/1 would all read as true.",
         )
     if labels.shape != (rows,):
-        raise InputError("labels", tuple(labels.shape), f"({rows},), one a row", "Pass one label a row.")
+        raise InputError("labels", tuple(labels.shape), f"({rows},), one per row", "Pass one label per row.")
     if ref_logps.shape != (rows,):
-        raise InputError("ref_logps", tuple(ref_logps.shape), f"({rows},), one a row", "Pass one sum a row.")
+        raise InputError("ref_logps", tuple(ref_logps.shape), f"({rows},), one per row", "Pass one sum per row.")

@@ -1,8 +1,14 @@
 """Class balance: the paper's rule for the weights, and micro-batches that hold one class only."""
 
+from collections.abc import Sequence
 from math import exp, lgamma
 
 from fastkto.errors import InputError
+
+ONE_CLASS_LIMIT = 0.05
+"""The share of micro-batches that hold one class above which a user is told."""
+SHUFFLED = ("random", "group_by_length")
+"""The strategies whose batches hold the classes that chance gives them."""
 
 
 def weight_range(n_desirable: int, n_undesirable: int, undesirable_weight: float = 1.0) -> tuple[float, float]:
@@ -44,7 +50,13 @@ def one_class_share(n_desirable: int, n_undesirable: int, batch_size: int) -> fl
     return sum(exp(_log_choose(n, size) - _log_choose(rows, size)) for n in (n_desirable, n_undesirable) if n >= size)
 
 
-def batch_size_for(n_desirable: int, n_undesirable: int, share: float = 0.05) -> int | None:
+def one_class_share_of(order: Sequence[int], labels: Sequence[bool], batch_size: int) -> float:
+    """The share of micro-batches of one class in an order of rows: for strategies that do not only shuffle."""
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return sum(len({labels[row] for row in batch}) == 1 for batch in batches) / max(1, len(batches))
+
+
+def batch_size_for(n_desirable: int, n_undesirable: int, share: float = ONE_CLASS_LIMIT) -> int | None:
     """The smallest batch size of which at most `share` of the micro-batches hold one class; None for one-class data."""
     if not (n_desirable and n_undesirable):
         return None

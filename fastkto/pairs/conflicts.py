@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from fastkto.errors import InputError
+from fastkto.losses.kto import check_rows_to_pair
 
 
 def conflicts(prompt_keys: Sequence[int], conversations: Sequence[int]) -> list[int]:
@@ -41,13 +42,7 @@ def check_pairable(
     conversation) too common to be paired even if every other row is seen twice, and a batch of one row.
     """
     rows = len(prompt_keys)
-    if batch_size < 2:
-        raise InputError(
-            "per_device_train_batch_size",
-            batch_size,
-            "at least 2: the KL term pairs a prompt with another row's completion",
-            "Raise it, and set max_tokens_per_forward to bound the memory of one forward.",
-        )
+    check_rows_to_pair("per_device_train_batch_size", batch_size)
     groups = [Counter(prompt_keys[:]), Counter(conversations[:])]
     if rows < 2 or any(len(group) == 1 for group in groups):
         what = "row" if rows < 2 else "prompt" if len(groups[0]) == 1 else "conversation"

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import Sampler
 
+from fastkto.config import SAMPLING_STRATEGIES
 from fastkto.errors import InputError
 from fastkto.pairs.conflicts import capacity, check_pairable, unpairable
 from fastkto.pairs.repair import make_pairable
 
-STRATEGIES = ("random", "sequential", "stratified", "group_by_length")
 MEGABATCH = 50
 
 
@@ -42,8 +42,9 @@ class PairableSampler(Sampler[int]):
         world_size: int = 1,
         kl: bool = True,
     ) -> None:
-        if strategy not in STRATEGIES:
-            raise InputError("train_sampling_strategy", strategy, f"one of {STRATEGIES}", "Correct the name.")
+        if strategy not in SAMPLING_STRATEGIES:
+            fix = "Correct the name."
+            raise InputError("train_sampling_strategy", strategy, f"one of {SAMPLING_STRATEGIES}", fix)
         if strategy == "group_by_length" and lengths is None:
             raise InputError("lengths", None, "a length for every row with group_by_length", "Pass them.")
         # `[:]` reads a column of a `datasets.Dataset` once; it would decode a row at every index

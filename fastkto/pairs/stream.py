@@ -3,31 +3,23 @@
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from operator import itemgetter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch.utils.data import IterableDataset, get_worker_info
 
 from fastkto.errors import InputError
+from fastkto.losses.kto import check_rows_to_pair
 from fastkto.pairs.conflicts import conflicts
 
-Row = TypeVar("Row")
-Key = Callable[[Any], int]
+Row = TypeVar("Row", bound=Mapping[str, Any])
 logger = logging.getLogger(__name__)
 
 HELD_BACK = 64
 
 
-def pairable(
-    rows: Iterable[Row],
-    batch_size: int,
-    *,
-    key: Key = itemgetter("prompt_key"),
-    conversation: Key = itemgetter("conversation"),
-    world_size: int = 1,
-) -> Iterator[Row]:
-    """`rows`, lazily, in an order of which every batch of `batch_size` can be paired.
+def pairable(rows: Iterable[Row], batch_size: int, *, world_size: int = 1) -> Iterator[Row]:
+    """Tokenised `rows`, lazily, in an order of which every batch of `batch_size` can be paired.
 
     An order that is fine is kept. A row that would conflict with more than half of its batch waits for the next one
     (at most `HELD_BACK` batches of rows wait). At the end, what is left is completed with rows seen before, each at
@@ -35,16 +27,14 @@ def pairable(
     > 1 the last round of batches. Errors: `InputError` for a stream of no row, one row or one prompt, and where one
     prompt is too common.
     """
-    if batch_size < 2:
-        raise InputError("batch_size", batch_size, "at least 2", "Raise it; max_tokens_per_forward bounds the memory.")
+    check_rows_to_pair("batch_size", batch_size)
     waiting: list[Row] = []
     seen: deque[Row] = deque(maxlen=HELD_BACK * batch_size)
     batch: list[Row] = []
     emitted = 0
 
     def fits(batch: list[Row], row: Row, size: int) -> bool:
-        members = [*batch, row]
-        return max(conflicts([*map(key, members)], [*map(conversation, members)])) <= size // 2
+        return _most_conflicts([*batch, row]) <= size // 2
 
     def take(source: list[Row], batch: list[Row], size: int) -> list[Row]:
         """Move rows that fit from `source` to `batch` until it holds `size`; what stays behind."""
@@ -75,8 +65,7 @@ def pairable(
     everything = [*seen, *rest]
     pool, refilled = everything, 0
     while rest or emitted % world_size:
-        most = max(conflicts([*map(key, rest)], [*map(conversation, rest)]), default=0)
-        size = min(batch_size, max(len(rest), 2 * most))
+        size = min(batch_size, max(len(rest), 2 * _most_conflicts(rest)))
         batch = []
         rest = take(rest, batch, size)
         own = len(batch)
@@ -112,6 +101,11 @@ class PairableStream(IterableDataset):
         """Hand the epoch to the stream below, whose shuffle buffer depends on it."""
         if hasattr(self.rows, "set_epoch"):
             self.rows.set_epoch(epoch)
+
+
+def _most_conflicts(rows: Sequence[Mapping[str, Any]]) -> int:
+    """How many of the rows share the prompt or the conversation of one of them, at most."""
+    return max(conflicts([row["prompt_key"] for row in rows], [row["conversation"] for row in rows]), default=0)
 
 
 def _too_common(rows: int, batch_size: int) -> InputError:

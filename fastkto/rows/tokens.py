@@ -31,6 +31,8 @@ __all__ = ["COLUMNS", "TokenReport", "prompt_key", "tokenize", "tokenize_row", "
 
 COLUMNS = ("prompt_ids", "completion_ids", "label", "row_id", "conversation", "prompt_key")
 logger = logging.getLogger(__name__)
+_DIVERGED: set[str] = set()
+"""Names of the streams that were warned of."""
 
 
 def tokenize(
@@ -236,7 +238,7 @@ class _Fits:
         if row["plain"]:
             warn_once(logger, _plain(self.dataset_name))
         if row["diverged"]:
-            warn_once(logger, _diverged(row["diverged"], self.dataset_name))
+            _warn_diverged(row["diverged"], self.dataset_name)
         fits = self.max_length is None or row["prompt_length"] < self.max_length
         if not fits:
             text = f"Rows of {self.dataset_name} whose prompt fills max_length={self.max_length} are dropped."
@@ -272,6 +274,13 @@ def _plain(dataset_name: str) -> str:
         f"Rows of {dataset_name} are plain text, and the model has a chat template: they are trained without it, while "
         "a chat at inference goes through it. --chat true makes a user's and an assistant's turn of each."
     )
+
+
+def _warn_diverged(text: str, dataset_name: str) -> None:
+    """For the first row of a stream; the text of no row is kept."""
+    if dataset_name not in _DIVERGED:
+        _DIVERGED.add(dataset_name)
+        logger.warning(_diverged(text, dataset_name))
 
 
 def _log(report: TokenReport, max_length: int | None, dataset_name: str) -> None:

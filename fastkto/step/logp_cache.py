@@ -123,11 +123,13 @@ class LogpCache:
                 raise
             if any(words in str(error) for words in DISK_SAYS):
                 fix = f"SQLite says: {error}. Free space, or choose another ref_cache_dir; what it holds stays valid."
-                raise InputError("ref_cache_dir", str(self.path.parent), "a place that takes the cache", fix) from error
+                raise InputError(
+                    "ref_cache_dir", str(self.path.parent), "a place where the cache can be written", fix
+                ) from error
             raise self._unusable(f"a file of which SQLite says: {error}") from error
 
     def _unusable(self, what: str) -> InputError:
-        fix = "Delete the file (its log-probs are then computed anew), or choose another ref_cache_dir."
+        fix = "Delete the file (its log-probs are then computed again), or choose another ref_cache_dir."
         return InputError(f"reference cache {self.path}", what, "a cache of log-probs", fix)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -111,7 +111,7 @@ class Meter:
 def figures(sums: Sums) -> dict[str, float]:
     """Log figures under TRL's names where TRL has one; a class that did not occur is left out.
 
-    rewards in beta * nats, logps and kl in nats a row, entropy in nats a token. `kl` is z0 after the clamp, averaged
+    rewards in beta * nats, logps and kl in nats per row, entropy in nats per token. `kl` is z0 after the clamp, a mean
     over micro-steps; `kl/raw` the mean log-ratio of the mismatched pairs before it and `kl/stderr` the standard error
     of one micro-step's. `rewards/accuracies`: share of rows on the right side of the reference point.
     `saturated`: share of rows whose gradient weight sigmoid(u) * sigmoid(-u) is below a tenth of its maximum.

@@ -7,33 +7,41 @@ import torch
 
 from fastkto.head.fused_kto import FusedKTO, fused_linear_kto, kto_of_token_stats, row_sums
 from fastkto.head.logprobs import TokenStats, module_token_stats, token_stats
+from fastkto.losses.kto import LossSettings
 from fastkto.trunk.modules import Head
-from fastkto.trunk.run import Batch, Forward, Scored, forwards, keep_company, run
+from fastkto.trunk.run import Batch, ModelRun, num_forwards, run_batch, run_extra_forwards
+from fastkto.trunk.scorer import Scored
 
 
-class LossSettings(NamedTuple):
-    """Keywords of the loss that stay the same through a run."""
+class ReferenceLogps(NamedTuple):
+    """What a micro-step is told by the reference, which runs before the policy."""
 
-    beta: float
-    desirable_weight: float
-    undesirable_weight: float
-    loss_type: str
+    logps: torch.Tensor
+    """(B,) summed log-probs of the rows."""
+    kl_logps: torch.Tensor | None
+    """(B,) of their mismatched pairs; None where the batch has no KL stream."""
+    forwards: int = 0
+    """How many forwards the ranks agreed on, where each of them has to run as many; 0 where none has to."""
 
 
-def row_logps(forward: Forward, batch: Batch, *, graph: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Summed log-probs of the rows (B,) and of their mismatched pairs (B,), the latter never with a graph."""
+def row_logps(
+    run: ModelRun, batch: Batch, *, graph: bool = False, forwards: int = 0
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Summed log-probs of the rows (B,) and of their mismatched pairs (B,), the latter never with a graph.
+
+    `forwards`: run at least so many, for the sake of other ranks.
+    """
     with torch.set_grad_enabled(graph):
-        parts = run(forward, batch, lambda scored: _stats(scored, forward.backend))
-        keep_company(forward, batch, lambda scored: _stats(scored, forward.backend))
-    stats, kl_logps = _joined(parts)
-    return row_sums(stats.logps, batch["cu_seqlens"], forward.backend), kl_logps
+        parts = run_batch(run, batch, lambda scored: _stats(scored, run.backend))
+        run_extra_forwards(run, batch, forwards, lambda scored: _stats(scored, run.backend))
+    stats, kl_logps = _of_all_rows(parts)
+    return row_sums(stats.logps, batch["cu_seqlens"], run.backend), kl_logps
 
 
 def kto_step(
-    forward: Forward,
+    run: ModelRun,
     batch: Batch,
-    ref_logps: torch.Tensor,
-    ref_kl_logps: torch.Tensor | None,
+    reference: ReferenceLogps,
     settings: LossSettings,
     *,
     num_rows: float | torch.Tensor | None,
@@ -42,11 +50,11 @@ def kto_step(
     """Loss of a micro-batch, and the trunk's auxiliary loss averaged over its rows.
 
     In one forward the head knows z0 before it scores the targets and forms gradients on the way (`fused_linear_kto`).
-    Several forwards share one z0, so their graphs wait for it; those that only keep other ranks company add nothing.
+    Several forwards share one z0, so their graphs wait for it; those run for other ranks add nothing.
     """
     loss: dict[str, Any] = {**settings._asdict(), "num_rows": num_rows, "reduce": reduce}
     labels = batch["label"]
-    if forward.plain_head and forwards(forward, batch) == 1:
+    if run.plain_head and max(num_forwards(run, batch), reference.forwards) == 1:
 
         def fused(scored: Scored) -> tuple[FusedKTO, torch.Tensor | None]:
             out = fused_linear_kto(
@@ -55,37 +63,37 @@ def kto_step(
                 scored.targets,
                 scored.cu_seqlens,
                 labels,
-                ref_logps,
+                reference.logps,
                 kl_hidden=scored.kl_hidden,
                 kl_targets=scored.kl_targets,
                 kl_cu_seqlens=scored.kl_cu_seqlens,
-                ref_kl_logps=ref_kl_logps,
+                ref_kl_logps=reference.kl_logps,
                 bias=scored.head.module.bias,
                 softcap=scored.head.softcap,
                 scale=scored.head.scale,
                 stats=True,
-                backend=forward.backend,
+                backend=run.backend,
                 **loss,
             )
             return out, scored.aux_loss
 
-        return run(forward, batch, fused)[0]
+        return run_batch(run, batch, fused)[0]
 
-    parts = run(forward, batch, lambda scored: _stats(scored, forward.backend))
-    company = keep_company(forward, batch, lambda scored: _stats(scored, forward.backend))
-    stats, kl_logps = _joined(parts)
+    parts = run_batch(run, batch, lambda scored: _stats(scored, run.backend))
+    extra = run_extra_forwards(run, batch, reference.forwards, lambda scored: _stats(scored, run.backend))
+    stats, kl_logps = _of_all_rows(parts)
     out = kto_of_token_stats(
         stats,
         batch["cu_seqlens"],
         labels,
-        ref_logps,
+        reference.logps,
         kl_logps=kl_logps,
-        ref_kl_logps=ref_kl_logps,
-        backend=forward.backend,
+        ref_kl_logps=reference.kl_logps,
+        backend=run.backend,
         **loss,
     )
-    if company:  # the backward gathers weights too
-        out = out._replace(loss=out.loss + 0.0 * torch.cat([part.tokens.logps for part in company]).sum())
+    if extra:  # the backward gathers weights too
+        out = out._replace(loss=out.loss + 0.0 * torch.cat([part.tokens.logps for part in extra]).sum())
     return out, _mean_aux_loss(parts)
 
 
@@ -121,7 +129,7 @@ def _token_stats(head: Head, hidden: torch.Tensor, targets: torch.Tensor, backen
     return token_stats(hidden, weight, targets, bias=bias, softcap=head.softcap, scale=head.scale, backend=backend)
 
 
-def _joined(parts: list[_PartStats]) -> tuple[TokenStats, torch.Tensor | None]:
+def _of_all_rows(parts: list[_PartStats]) -> tuple[TokenStats, torch.Tensor | None]:
     stats = TokenStats(*(torch.cat(x) for x in zip(*(part.tokens for part in parts), strict=True)))
     kl_logps = [part.kl_logps for part in parts if part.kl_logps is not None]
     return stats, torch.cat(kl_logps) if kl_logps else None

@@ -20,7 +20,7 @@ from fastkto.errors import InputError
 from fastkto.step.micro_step import row_logps
 from fastkto.trunk.attention import CannotPack
 from fastkto.trunk.modules import is_peft_model, unwrap_peft
-from fastkto.trunk.run import Batch, Forward
+from fastkto.trunk.run import Batch, ModelRun
 
 ROWS, LENGTH = 4, 256  # a few short rows: the probe must need less memory than the step that it precedes
 NO_WEIGHTS = "its weights are not here to try it"
@@ -30,10 +30,10 @@ Logps = dict[tuple[str, bytes], float]
 
 
 def why_not_packed(
-    forward: Forward, rows: Sequence[dict[str, Any]], *, pad_token_id: int, max_length: int | None, kl: bool
+    run: ModelRun, rows: Sequence[dict[str, Any]], *, pad_token_id: int, max_length: int | None, kl: bool
 ) -> str | None:
     """The reason why packing would be wrong for this model, or None if it is right. `rows`: those of `probe_rows`."""
-    model = forward.model
+    model = run.model
     if is_peft_model(model) and model.active_peft_config.is_prompt_learning:
         return "its adapter puts virtual tokens in front of every row"
     if absent(model):
@@ -41,14 +41,14 @@ def why_not_packed(
     if not rows:
         return "there are no rows to try it on"
     packed, padded = PackingCollator(max_length, kl=kl), PaddingCollator(pad_token_id, max_length, kl=kl)
-    forward = forward._replace(max_tokens=None)
+    run = run._replace(max_tokens=None)
     changed = _one_changed(rows)
     try:
         with _without_dropout(model), torch.no_grad():
-            expected, expected_changed = _score(forward, padded(rows)), _score(forward, padded(changed))
+            expected, expected_changed = _score(run, padded(rows)), _score(run, padded(changed))
             with _rounding_errors(unwrap_peft(model)):
-                noisy = _score(forward, padded(rows))
-            ours, ours_changed = _score(forward, packed(rows)), _score(forward, packed(changed))
+                noisy = _score(run, padded(rows))
+            ours, ours_changed = _score(run, packed(rows)), _score(run, packed(changed))
     except CannotPack as error:
         return str(error)
     except (InputError, torch.OutOfMemoryError):  # about the user's input or machine, not about packing
@@ -64,7 +64,7 @@ def why_not_packed(
         return "a row's log-probs change with the tokens of another row: its layers mix the sequence"
     worst = _largest_gap(ours, expected)
     if not worst <= allowed:
-        return f"packed log-probs differ from padded ones by {worst:.3g} nats a row (rounding: {noise:.3g})"
+        return f"packed log-probs differ from padded ones by {worst:.3g} nats per row (rounding: {noise:.3g})"
     return None
 
 
@@ -77,7 +77,7 @@ def probe_rows(rows: Sequence[dict[str, Any]], window: int | None, max_length: i
 
     ordered = sorted(rows, key=length)
     chosen = [ordered[len(ordered) * i // (2 * ROWS)] for i in range(ROWS) if ordered]
-    chosen = [_cut(row) | {"prompt_key": i, "conversation": i} for i, row in enumerate(chosen)]
+    chosen = [_shortened(row) | {"prompt_key": i, "conversation": i} for i, row in enumerate(chosen)]
     if chosen and window is not None and (max_length is None or max_length > window):
         ids = chosen[-1]["completion_ids"]
         longer = (list(ids) * (window // len(ids) + 2))[: window + len(ids) + 1]  # longer also behind another prompt
@@ -85,7 +85,7 @@ def probe_rows(rows: Sequence[dict[str, Any]], window: int | None, max_length: i
     return chosen
 
 
-def _cut(row: dict[str, Any]) -> dict[str, Any]:
+def _shortened(row: dict[str, Any]) -> dict[str, Any]:
     """The end of its prompt and the start of its completion."""
     prompt, completion = row["prompt_ids"], row["completion_ids"]
     return row | {"prompt_ids": prompt[-LENGTH // 2 :], "completion_ids": completion[: LENGTH // 2]}
@@ -98,10 +98,10 @@ def window_of(config: Any) -> int | None:
     return min((window for window in windows if isinstance(window, int)), default=None)
 
 
-def _score(forward: Forward, batch: Any) -> Logps:
+def _score(run: ModelRun, batch: Any) -> Logps:
     """Log-prob by content: (stream, key of the pair) -> nats."""
-    device = next(forward.model.parameters()).device
-    logps = dict(zip(("", "KL_"), row_logps(forward, _on(batch, device)), strict=True))
+    device = next(run.model.parameters()).device
+    logps = dict(zip(("", "KL_"), row_logps(run, _on(batch, device)), strict=True))
     return {
         (prefix, key): value
         for prefix, values in logps.items()

@@ -14,10 +14,10 @@ from transformers.utils import logging
 from fastkto.engines import shards
 from fastkto.errors import InputError
 from fastkto.step.logp_cache import LogpCache
-from fastkto.step.micro_step import row_logps
+from fastkto.step.micro_step import ReferenceLogps, row_logps
 from fastkto.step.reference_model import fingerprint, reference_adapter
 from fastkto.trunk.modules import evaluating, is_peft_model
-from fastkto.trunk.run import Batch, Forward, forwards
+from fastkto.trunk.run import Batch, ModelRun, num_forwards
 
 logger = logging.get_logger(__name__)
 
@@ -37,38 +37,38 @@ def _digest(*values: object) -> str:
 
 
 class Reference:
-    """Log-probs of a micro-batch under the reference: (B,) of its rows and (B,) of its mismatched pairs.
+    """Log-probs of a micro-batch under the reference, of its rows and of its mismatched pairs.
 
     From the cache where they are there; a miss is computed, stored and counted. Runs without a graph and before the
     policy, so that its activations are gone when the policy's exist.
     """
 
-    def __init__(self, policy: Forward, model: Any | None, cache: LogpCache | None, accelerator: Accelerator) -> None:
+    def __init__(self, policy: ModelRun, model: Any | None, cache: LogpCache | None, accelerator: Accelerator) -> None:
         self.policy, self.model, self.cache, self.accelerator = policy.model, model, cache, accelerator
-        self.forward = policy._replace(router_logits=False)
+        self.run = policy._replace(router_logits=False)
         self.policy_moved = False
         uneven = policy.max_tokens is not None or cache is not None
-        self._company = uneven and accelerator.num_processes > 1 and shards(accelerator)
+        self._agrees = uneven and accelerator.num_processes > 1 and shards(accelerator)
 
-    def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(ref_logps, ref_kl_logps); the second is None where the batch has no KL stream.
+    def __call__(self, batch: Batch) -> ReferenceLogps:
+        """The log-probs; where weights are sharded, also what the ranks agree on, here for all that follows.
 
-        Where weights are sharded the ranks agree on what the batch takes, here for all that follows: on as many
-        forwards (`batch["forwards"]`), and on running the reference if it is missing for one of them.
+        They agree on how many forwards each runs, and on running the reference if one of them misses its log-probs.
         """
         prefixes = ["", "KL_"] if "KL_row_keys" in batch else [""]
         found = {prefix: self._cached(batch, prefix) for prefix in prefixes}
         missing = anywhere = any(logps is None for logps in found.values())
-        if self._company:
-            batch["forwards"], anywhere = self._agree(forwards(self.forward, batch), missing)
+        forwards = 0
+        if self._agrees:
+            forwards, anywhere = self._agree(num_forwards(self.run, batch), missing)
         if anywhere:
-            computed = self._compute(batch)
+            computed = self._compute(batch, forwards)
             if missing:
                 self._store(batch, computed)
                 found = dict(computed)
         target = found[""]
         assert target is not None
-        return target, found.get("KL_")
+        return ReferenceLogps(target, found.get("KL_"), forwards)
 
     def _agree(self, forwards: int, missing: bool) -> tuple[int, bool]:
         both = torch.tensor([forwards, missing], device=self.accelerator.device)
@@ -96,7 +96,7 @@ class Reference:
             return None
         return torch.tensor(logps, dtype=torch.float64).to(batch["label"].device, non_blocking=True)
 
-    def _compute(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def _compute(self, batch: Batch, forwards: int) -> dict[str, torch.Tensor]:
         if self.policy_moved and self.model is None and not is_peft_model(self.policy):
             raise InputError(
                 "precompute_ref_log_probs",
@@ -110,7 +110,7 @@ class Reference:
             model = self.policy if self.model is None else self.model
             stack.enter_context(evaluating(model))
             stack.enter_context(self.accelerator.autocast())
-            both = row_logps(self.forward._replace(model=model), batch)
+            both = row_logps(self.run._replace(model=model), batch, forwards=forwards)
         return {prefix: values for prefix, values in zip(("", "KL_"), both, strict=True) if values is not None}
 
     def _store(self, batch: Batch, logps: dict[str, torch.Tensor]) -> None:

@@ -11,11 +11,12 @@ from torch.autograd.function import once_differentiable
 from fastkto.config import KTOConfig, mixed_precision
 from fastkto.head.backends import choose
 from fastkto.head.backends.base import Backend, HeadInputs, Wanted
-from fastkto.head.logprobs import module_token_stats
+from fastkto.head.logprobs import compute_dtype, module_token_stats
 from fastkto.step.reference_model import reference_adapter
 from fastkto.tools.footprint import GRADIENTS, HEAD, KEPT, Footprint
-from fastkto.trunk.modules import evaluating, install_scorer, unwrap_peft
-from fastkto.trunk.run import Batch, Forward, Scored, forwards, run
+from fastkto.trunk.modules import evaluating, unwrap_peft
+from fastkto.trunk.run import Batch, ModelRun, num_forwards, run_batch
+from fastkto.trunk.scorer import Scored, install_scorer
 
 NOTHING = Wanted(hidden=False, weight=False, bias=False)
 
@@ -28,26 +29,25 @@ class FakeStep:
         for each in (policy, reference):
             if each is not None:
                 install_scorer(unwrap_peft(each))
-        self.forward = Forward.of(policy, args)
-        self.backend = choose(args.head_backend, args.device)
+        self.run = ModelRun.of(policy, args)
 
     def take(self, batch: Batch) -> None:
         """One micro-batch: afterwards only what outlives it is alive."""
         if not self.args.precompute_ref_log_probs:
             with torch.no_grad(), mixed_precision(self.args, self.args.device):
                 self._run_reference(batch)
-        fused = self.forward.plain_head and forwards(self.forward, batch) == 1
+        fused = self.run.plain_head and num_forwards(self.run, batch) == 1
         # what a forward with a graph makes mostly outlives it
         with mixed_precision(self.args, self.args.device), self.footprint.labelled(KEPT):
-            loss = torch.stack(run(self.forward, batch, lambda scored: self._with_graph(scored, fused))).sum()
+            loss = torch.stack(run_batch(self.run, batch, lambda scored: self._with_graph(scored, fused))).sum()
         loss.backward()  # type: ignore[no-untyped-call]
 
     def _run_reference(self, batch: Batch) -> None:
         if self.reference is not None:
-            run(self.forward._replace(model=self.reference, router_logits=False), batch, self._without_graph)
+            run_batch(self.run._replace(model=self.reference, router_logits=False), batch, self._without_graph)
             return
         with reference_adapter(self.policy), evaluating(self.policy):
-            run(self.forward._replace(router_logits=False), batch, self._without_graph)
+            run_batch(self.run._replace(router_logits=False), batch, self._without_graph)
 
     def _without_graph(self, scored: Scored) -> None:
         hidden, targets = scored.hidden, scored.targets
@@ -61,21 +61,19 @@ class FakeStep:
                 self._log_probs(scored, scored.kl_hidden, scored.kl_targets, NOTHING, None)
         weight = scored.head.module.weight
         wanted = Wanted(scored.hidden.requires_grad, weight.requires_grad, bias=False)
-        bounds = scored.cu_seqlens if fused else None
-        return self._log_probs(scored, scored.hidden, scored.targets, wanted, bounds).sum()
+        cu_seqlens = scored.cu_seqlens if fused else None
+        return self._log_probs(scored, scored.hidden, scored.targets, wanted, cu_seqlens).sum()
 
     def _log_probs(
-        self, scored: Scored, hidden: torch.Tensor, targets: torch.Tensor, wanted: Wanted, bounds: list[int] | None
+        self, scored: Scored, hidden: torch.Tensor, targets: torch.Tensor, wanted: Wanted, cu_seqlens: list[int] | None
     ) -> torch.Tensor:
         module, softcap, scale = scored.head
         with self.footprint.labelled(HEAD):
             if not scored.head.plain:
                 return module_token_stats(module, hidden, targets, softcap=softcap, scale=scale).logps
-            device = hidden.device.type
-            autocast = torch.is_autocast_enabled(device)
-            dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
-            head = HeadInputs(hidden, module.weight, targets, module.bias, softcap, scale, dtype)
-            made = _Made(self.footprint, self.backend, head, wanted, bounds)
+            head = HeadInputs(hidden, module.weight, targets, module.bias, softcap, scale, compute_dtype(hidden))
+            backend = choose(self.args.head_backend, self.args.device, head.compute_dtype)
+            made = _Made(self.footprint, backend, head, wanted, cu_seqlens)
             found: torch.Tensor = _StandIn.apply(hidden, module.weight, made)
             return found
 
@@ -84,15 +82,15 @@ class _Made:
     """What a call of the head makes, from shapes alone."""
 
     def __init__(
-        self, footprint: Footprint, backend: Backend, head: HeadInputs, wanted: Wanted, bounds: list[int] | None
+        self, footprint: Footprint, backend: Backend, head: HeadInputs, wanted: Wanted, cu_seqlens: list[int] | None
     ) -> None:
-        self.footprint, self.backend, self.wanted, self.bounds = footprint, backend, wanted, bounds
+        self.footprint, self.backend, self.wanted, self.cu_seqlens = footprint, backend, wanted, cu_seqlens
         self.head = head
 
     def scratch(self, wanted: Wanted) -> None:
         """Memory of the call, freed at its end."""
         with self.footprint.labelled(HEAD):
-            torch.empty(self.backend.scratch_bytes(self.head, wanted, self.bounds), dtype=torch.uint8)
+            torch.empty(self.backend.scratch_bytes(self.head, wanted, self.cu_seqlens), dtype=torch.uint8)
 
     def gradients(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Of the hidden states and of the weight."""
@@ -105,14 +103,14 @@ class _Made:
 
 
 class _StandIn(torch.autograd.Function):
-    """Log-probs (N,) of the targets, with the gradients formed in the forward (`bounds`) or in the backward."""
+    """Log-probs (N,) of the targets, with the gradients formed in the forward (`cu_seqlens`) or in the backward."""
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, made: _Made) -> torch.Tensor:
         ctx.made = made
         grads: tuple[torch.Tensor | None, ...] = ()
         frozen = made.wanted.hidden and not made.wanted.weight
-        if made.bounds is not None or frozen:
+        if made.cu_seqlens is not None or frozen:
             grads = made.gradients()
             made.scratch(made.wanted)
         else:

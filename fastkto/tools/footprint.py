@@ -20,7 +20,7 @@ PARTS = (WEIGHTS, REFERENCE, GRADIENTS, OPTIMIZER, KEPT, WORK, HEAD, HOLES)
 
 
 class Footprint(TorchDispatchMode):
-    """Within it every storage is counted from the operation that makes it to its end, under the label of the moment.
+    """Inside the block every storage is counted from the operation that makes it to its end, under the current label.
 
     `holes`: bytes that the C library keeps beside each byte of `WORK` in its heap.
     """
@@ -39,7 +39,7 @@ class Footprint(TorchDispatchMode):
 
     @contextmanager
     def labelled(self, label: str) -> Iterator[None]:
-        """Within it new storages get this label."""
+        """Inside the block new storages get this label."""
         before, self.label = self.label, label
         try:
             yield

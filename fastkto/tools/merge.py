@@ -52,7 +52,7 @@ def merge(
         saved = AutoModelForCausalLM.from_pretrained(folder, **load).eval()
         difference = (_token_logps(saved, tokens) - expected).abs().max().item()
         if not difference <= ALLOWED_NATS[dtype]:
-            found = f"log-probs {difference:.1e} nats a token from the adapter's"
+            found = f"log-probs {difference:.1e} nats per token away from the adapter's"
             fix = "Is this the base model that the adapter was trained on? Try --dtype float32."
             raise InputError("ADAPTER_DIR", found, f"at most {ALLOWED_NATS[dtype]:g}", fix)
     return difference

@@ -2,7 +2,6 @@
 
 import gc
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
@@ -12,14 +11,13 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from fastkto.batch import PackingCollator, PaddingCollator
 from fastkto.config import KTOConfig
-from fastkto.engines import shards
 from fastkto.errors import InputError
+from fastkto.losses.kto import uses_kl
 from fastkto.tools.fake_step import FakeStep
 from fastkto.tools.footprint import GRADIENTS, OPTIMIZER, PARTS, REFERENCE, WEIGHTS, Footprint
 from fastkto.training.loading import policy_and_reference
 from fastkto.trunk import heap
 from fastkto.trunk.attention import CannotPack
-from fastkto.trunk.modules import is_peft_model, unwrap_peft
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -50,17 +48,6 @@ class Model(NamedTuple):
     peft_config: "PeftConfig | None" = None
     trust_remote_code: bool = False
 
-    @classmethod
-    def of(cls, model: Any) -> "Model":
-        """What a loaded model is."""
-        base = unwrap_peft(model)
-        if getattr(base, "is_quantized", False):
-            fix = "Plan it without quantisation: the weights then count in their own dtype."
-            raise InputError("model", "quantised weights", "weights of one dtype", fix)
-        adapter = model.active_peft_config if is_peft_model(model) else None
-        remote = type(base).__module__.startswith("transformers_modules")
-        return cls(base.config, base.dtype, adapter, remote)
-
 
 def peak_by_part(
     model: Model, args: KTOConfig, lengths: Sequence[tuple[int, int]], *, ddp: bool = False
@@ -88,8 +75,8 @@ def peak_by_part(
             return _peak_by_part(model, args, _batch(args, lengths, packed=True), ddp)
         except CannotPack as error:
             if args.packing:
-                fix = "Leave packing unset to train padded, which is as correct and slower."
-                raise InputError("packing", True, f"a model that can run packed, but {error}", fix) from error
+                fix = f"This model cannot be packed: {error}. Leave packing unset to plan padded batches."
+                raise InputError("packing", True, "a model that can be packed", fix) from error
     return _peak_by_part(model, args, _batch(args, lengths, packed=False), ddp)
 
 
@@ -153,46 +140,11 @@ class Search:
 
     def most_rows(self, rows: int, length: int, room: int) -> int | None:
         """The largest micro-batch of rows of that length that fits; looks at `rows` first, then near the answer."""
-        least = 2 if self.args.loss_type == "kto" else 1  # a row's KL completion is another row's
+        least = 2 if uses_kl(self.args.loss_type) else 1  # a row's KL completion is another row's
         tokens = [a * b for (a, b), parts in self._known.items() if total(parts) <= room]
         tries = [rows, max(tokens, default=0) // length]
         found = largest(lambda x: total(self.parts(max(x, least), length)), room, tries, unit=1, most=MOST_ROWS)
         return found if found is None or found >= least else None
-
-
-def what_fits(policy: Any, args: KTOConfig, accelerator: Any) -> str:
-    """An answer to out of memory, in a sentence: the longest rows and the most of them that fit the device.
-
-    Nothing where shards of the weights are elsewhere. The policy's gradients are freed first.
-    """
-    if args.max_length is None or shards(accelerator):
-        return ""
-    policy.zero_grad()
-    memory, rows = device_bytes(args.device), args.per_device_train_batch_size
-    try:
-        room = memory - process_bytes(args.device)
-        search = Search(Model.of(policy), args, ddp=accelerator.num_processes > 1)
-        length = search.longest(rows, args.max_length, room)
-        most = search.most_rows(rows, args.max_length, room)
-    except Exception as error:  # nothing may take the place of what ran out of memory
-        return f"(`fastkto plan` cannot tell what fits: {error})"
-    found = [f"max_length={length} with {rows} rows"] if length else []
-    found += [f"{most} rows of max_length={args.max_length}"] if most else []
-    believed = " or ".join(found) or "no batch of this model with these settings"
-    return f"In the {memory / 2**30:.1f} GiB here, `fastkto plan` believes, {believed} fits at full length."
-
-
-def device_bytes(device: torch.device) -> int:
-    """All memory of a device; of the machine, or of what this process may have of it, for a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    limits = [psutil.virtual_memory().total]
-    if hasattr(psutil, "RLIMIT_AS"):
-        limits += [limit for limit in psutil.Process().rlimit(psutil.RLIMIT_AS) if limit > 0]
-    cgroup = Path("/sys/fs/cgroup/memory.max")
-    if cgroup.is_file() and (text := cgroup.read_text().strip()).isdigit():
-        limits.append(int(text))
-    return min(limits)
 
 
 def process_bytes(device: torch.device) -> int:
@@ -277,7 +229,7 @@ def _materialise(model: torch.nn.Module, device: torch.device) -> None:
 
 def _batch(args: KTOConfig, lengths: Sequence[tuple[int, int]], *, packed: bool) -> dict[str, Any]:
     """A batch of these rows, every prompt its own, as the collator makes it."""
-    kl = args.loss_type == "kto"
+    kl = uses_kl(args.loss_type)
     rows = [
         {"prompt_ids": [i] * prompt, "completion_ids": [i] * completion, "label": i % 2 == 0}
         for i, (prompt, completion) in enumerate(lengths)

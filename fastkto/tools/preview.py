@@ -9,7 +9,16 @@ from fastkto.batch import PaddingCollator
 from fastkto.batch.targets_and_kl import row_key
 from fastkto.errors import InputError, require
 from fastkto.pairs import PairableSampler, pair
-from fastkto.pairs.balance import auto_desirable_weight, batch_size_for, obeys_rule, one_class_share, weight_range
+from fastkto.pairs.balance import (
+    ONE_CLASS_LIMIT,
+    SHUFFLED,
+    auto_desirable_weight,
+    batch_size_for,
+    obeys_rule,
+    one_class_share,
+    one_class_share_of,
+    weight_range,
+)
 from fastkto.rows import RowOptions
 from fastkto.rows.normalise import label_ties, normalise_the_good
 from fastkto.rows.readers import read_dataset, say
@@ -168,7 +177,9 @@ def preview(
         contradictions=report.contradictions,
         batch_size=batch_size,
         refilled=sampler.refilled,
-        one_class=one_class_share(desirable, undesirable, batch_size),
+        one_class=one_class_share(desirable, undesirable, batch_size)
+        if strategy in SHUFFLED
+        else one_class_share_of(order, labels, batch_size),
         batch_size_that_fits=batch_size_for(desirable, undesirable),
         desirable_weight=float(desirable_weight),
         undesirable_weight=undesirable_weight,
@@ -221,13 +232,13 @@ def render(preview: Preview) -> str:
 
 
 def _remedy(preview: Preview) -> str:
-    if preview.one_class <= 0.05:
+    if preview.one_class <= ONE_CLASS_LIMIT:
         return ""
     if preview.batch_size_that_fits is None:
         return "; add rows of the other class"
     rarer = min(preview.desirable, preview.undesirable) / (preview.desirable + preview.undesirable)
     stratified = "train_sampling_strategy=stratified, or " if preview.batch_size * rarer >= 1 else ""
-    return f"; {stratified}batches of {preview.batch_size_that_fits} bring it below 5%"
+    return f"; {stratified}batches of {preview.batch_size_that_fits} bring it below {ONE_CLASS_LIMIT:.0%}"
 
 
 def weights(preview: Preview) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fastkto.disk import METRICS_FILE
 from fastkto.errors import InputError, require
 
-METRICS = "metrics.jsonl"
 CHOSEN, REJECTED, NEUTRAL = "#0072B2", "#D55E00", "#444444"  # told apart by every kind of colour vision
 WINDOW = 25  # steps in the running mean that is drawn through runs of more than 4 windows
 
@@ -48,7 +48,7 @@ def draw(run_dir: str | Path) -> Any:
 
 def _headline(run_dir: Path, steps: list[dict]) -> str:
     lost = sum(not math.isfinite(line["loss"]) for line in steps)
-    broken = f", {lost} of them with a loss that is no finite number" if lost else ""
+    broken = f", {lost} of them with a non-finite loss" if lost else ""
     return f"KTO run {run_dir.resolve().name!r}: {len(steps)} logged steps{broken}"
 
 
@@ -139,10 +139,10 @@ def _series(lines: list[dict], key: str) -> Series:
 
 def _read(run_dir: Path) -> tuple[list[dict], list[dict]]:
     """The training and the evaluation lines, each by step. A resumed run's repeated step is read as last logged."""
-    path = run_dir / METRICS
+    path = run_dir / METRICS_FILE
     if not path.is_file():
         raise InputError(
-            "run_dir", str(run_dir), f"a folder that holds {METRICS}", "Pass the output_dir of a training run."
+            "run_dir", str(run_dir), f"a folder that holds {METRICS_FILE}", "Pass the output_dir of a training run."
         )
     text = path.read_text()
     whole = text[: text.rfind("\n") + 1]  # a live run may be in the middle of its last line

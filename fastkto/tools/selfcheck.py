@@ -12,8 +12,8 @@ import torch
 
 from fastkto.head import fused_linear_kto, oracle
 from fastkto.head.backends import BACKENDS
+from fastkto.head.logprobs import DTYPES
 
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LENGTHS, KL_LENGTHS = (33, 1, 70, 24), (1, 70, 24, 33)  # ragged, and no multiple of a tile
 D, V = 72, 1031
 ULPS = 8
@@ -96,22 +96,22 @@ def _case(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     sums = torch.float64 if dtype == torch.float64 else torch.float32
     hidden, weight, kl_hidden = normal(sum(LENGTHS), D), normal(V, D) / D**0.5, normal(sum(KL_LENGTHS), D)
     targets, kl_targets = tokens(LENGTHS), tokens(KL_LENGTHS)
-    bounds, kl_bounds = ([0, *torch.tensor(lengths).cumsum(0).tolist()] for lengths in (LENGTHS, KL_LENGTHS))
+    cu_seqlens, kl_cu_seqlens = ([0, *torch.tensor(lengths).cumsum(0).tolist()] for lengths in (LENGTHS, KL_LENGTHS))
     with torch.no_grad():  # a reference a few nats away, so that z0 > 0 and no row is saturated
         logps, kl_logps = (
             oracle.row_sums(oracle.token_logprobs(_widen(h), _widen(weight), t.cpu()), b)
-            for h, t, b in ((hidden, targets, bounds), (kl_hidden, kl_targets, kl_bounds))
+            for h, t, b in ((hidden, targets, cu_seqlens), (kl_hidden, kl_targets, kl_cu_seqlens))
         )
     return {
         "hidden": hidden,
         "weight": weight,
         "targets": targets,
-        "cu_seqlens": bounds,
+        "cu_seqlens": cu_seqlens,
         "labels": torch.tensor([True, False, True, False], device=device),
         "ref_logps": (logps - torch.tensor([3.0, -2.0, 1.0, 4.0])).to(device, sums),
         "kl_hidden": kl_hidden,
         "kl_targets": kl_targets,
-        "kl_cu_seqlens": kl_bounds,
+        "kl_cu_seqlens": kl_cu_seqlens,
         "ref_kl_logps": (kl_logps - torch.tensor([2.0, 1.0, -0.5, 3.0])).to(device, sums),
     }
 

@@ -2,8 +2,8 @@
 
 In: a model or its id, a `KTOConfig`, a data set. Out: a trained model, checkpoints, `metrics.jsonl`.
 
-    trainer     `KTOTrainer`: the constructor, the loss of a step, what is hooked into the Trainer's loop
-    evaluation  `evaluate` and `predict`: the rows, their order, and the metrics
+    trainer     `KTOTrainer`: the constructor, the loss of a step, evaluation, what is hooked into the Trainer's loop
+    assemble    what its steps are made of, put together before the first: the run, the reference, the collator
     loading     model, tokenizer, adapter and reference from what the user gave, each checked; FSDP2's output dtype
     prepare     the data set, tokenised; whether it can be paired; warnings about its classes
     batching    packed or padded batches, and the sampler of an epoch
@@ -14,18 +14,6 @@ Settings are fields of `config.py`. The rest of what FSDP and DeepSpeed need is 
 says in `disk.py`.
 """
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from fastkto.training.trainer import KTOTrainer
+from fastkto.training.trainer import KTOTrainer
 
 __all__ = ["KTOTrainer"]
-
-
-def __getattr__(name: str) -> Any:
-    """The trainer, when it is asked for: it imports `tools.plan`, which imports parts of this room."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from fastkto.training.trainer import KTOTrainer
-
-    return KTOTrainer

@@ -9,9 +9,10 @@ from transformers.utils import logging
 from fastkto.batch import PackingCollator, PaddingCollator
 from fastkto.config import KTOConfig, mixed_precision
 from fastkto.errors import InputError
+from fastkto.losses.kto import uses_kl
 from fastkto.pairs import PairableSampler
 from fastkto.step.probe import NO_WEIGHTS, probe_rows, why_not_packed, window_of
-from fastkto.trunk import Forward
+from fastkto.trunk import ModelRun
 from fastkto.trunk.modules import unwrap_peft
 
 logger = logging.get_logger(__name__)
@@ -20,21 +21,21 @@ LOOKED_AT = 512  # rows from which the probe chooses its few
 
 
 def choose_collator(
-    forward: Forward, rows: Any, args: KTOConfig, *, pad_token_id: int
+    run: ModelRun, rows: Any, args: KTOConfig, *, pad_token_id: int
 ) -> PackingCollator | PaddingCollator:
     """The packing collator where the model proves, on the first rows, to allow it; else the padding one, and why.
 
     Errors: `InputError` where `packing=True` asks for what the model does not allow.
     """
-    kl = args.loss_type == "kto"
+    kl = uses_kl(args.loss_type)
     multiple: Any = args.pad_to_multiple_of
     padding = PaddingCollator(pad_token_id, args.max_length, kl=kl, pad_to_multiple_of=multiple)
     if args.packing is False:
         return padding
-    model = unwrap_peft(forward.model)
+    model = unwrap_peft(run.model)
     candidates = probe_rows(list(itertools.islice(rows, LOOKED_AT)), window_of(model.config), args.max_length)
     with mixed_precision(args, model.device):
-        reason = why_not_packed(forward, candidates, pad_token_id=pad_token_id, max_length=args.max_length, kl=kl)
+        reason = why_not_packed(run, candidates, pad_token_id=pad_token_id, max_length=args.max_length, kl=kl)
     reason = _of_any_rank(reason)
     if reason is None:
         if args.torch_compile:
@@ -43,9 +44,9 @@ def choose_collator(
             logger.warning("pad_to_multiple_of has no effect: packed batches hold no padding (packing=False pads).")
         return PackingCollator(args.max_length, kl=kl, max_tokens=args.max_tokens_per_forward)
     if args.packing:
-        fix = "Leave packing unset to train padded, which is as correct and slower."
-        raise InputError("packing", True, f"a model that can run packed, but {reason}", fix)
-    logger.warning(f"Training padded, not packed: {reason}.")
+        fix = f"This model cannot be packed: {reason}. Leave packing unset to train padded, as correct and slower."
+        raise InputError("packing", True, "a model that can be packed", fix)
+    logger.warning(f"This model cannot be packed: {reason}. It trains on padded batches, as correct and slower.")
     return padding
 
 
@@ -75,5 +76,5 @@ def pairable_sampler(rows: Any, batch_size: int, strategy: str, args: KTOConfig)
         seed=args.seed if args.data_seed is None else args.data_seed,
         fixed_batches=args.precompute_ref_log_probs,
         world_size=args.world_size,
-        kl=args.loss_type == "kto",
+        kl=uses_kl(args.loss_type),
     )

@@ -9,10 +9,8 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from fastkto.disk import writing
+from fastkto.disk import METRICS_FILE, writing
 from fastkto.errors import InputError
-
-METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsFile(TrainerCallback):
@@ -60,15 +58,15 @@ class LogAtCheckpoint(TrainerCallback):
 
 
 class SamplerEpoch(TrainerCallback):
-    """Tell the sampler its epoch: accelerate reaches it through some wrappers and not through others."""
+    """Tell the trainer's sampler its epoch: accelerate reaches it through some wrappers and not through others."""
 
-    def __init__(self, samplers: list[Any]) -> None:
-        self.samplers = samplers
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """A run that resumes in the middle of an epoch gets that epoch's order."""
-        for sampler in self.samplers:
-            sampler.set_epoch(int((state.epoch or 0.0) + 1e-6))
+        if self.trainer.sampler is not None:
+            self.trainer.sampler.set_epoch(int((state.epoch or 0.0) + 1e-6))
 
 
 class MovingReference(TrainerCallback):

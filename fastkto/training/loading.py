@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from fastkto.config import KTOConfig
+from fastkto.config import WEIGHT_DTYPES, KTOConfig
 from fastkto.engines import partitioned, whole_shape
 from fastkto.errors import InputError, require
 from fastkto.step.reference_model import add_reference_adapter, frozen_copy
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
 logger = logging.get_logger(__name__)
-
-DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
 def model_source(name: str | None, argument: str = "model_name_or_path") -> str:
@@ -39,14 +37,18 @@ def model_source(name: str | None, argument: str = "model_name_or_path") -> str:
 
 
 def config_for(args: KTOConfig | None, model: "str | PreTrainedModel | Any") -> KTOConfig:
-    """The arguments given, or the defaults with a folder named after the model."""
+    """The arguments given, or the defaults with a folder named after the model; batches travel whole, unwaited for."""
     if args is None:
         name = model if isinstance(model, str) else unwrap_peft(model).config._name_or_path
-        return KTOConfig(f"{name.rstrip('/').rpartition('/')[-1] or 'model'}-KTO")
+        args = KTOConfig(f"{name.rstrip('/').rpartition('/')[-1] or 'model'}-KTO")
     if not isinstance(args, KTOConfig):
         found = f"{type(args).__module__.partition('.')[0]}.{type(args).__name__}"
         fix = "Import KTOConfig from fastkto: it has every field of TRL's under its name."
         raise InputError("args", found, "a fastkto.KTOConfig", fix)
+    accelerator_config: Any = args.accelerator_config
+    accelerator_config.dispatch_batches = False  # it cuts and joins batches by rows, which ours do not survive
+    # from pinned memory a copy does not wait for the step before it
+    accelerator_config.non_blocking |= args.dataloader_pin_memory
     return args
 
 
@@ -70,8 +72,8 @@ def load_policy(
         check_trains("quantization_config", quantization_config.load_in_4bit, args)
     dtype = kwargs.setdefault("dtype", "float32")
     if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise InputError("dtype", dtype, f"one of {DTYPES}", "Correct the name.")
+        if dtype not in ("auto", *WEIGHT_DTYPES):
+            raise InputError("dtype", dtype, f"one of {('auto', *WEIGHT_DTYPES)}", "Correct the name.")
         kwargs["dtype"] = dtype if dtype == "auto" else getattr(torch, dtype)
     kwargs.setdefault("trust_remote_code", args.trust_remote_code)
     kwargs.setdefault("use_safetensors", True)  # a pickle can run code
@@ -85,12 +87,12 @@ def load_policy(
 def _why_not_loaded(model: str, error: Exception) -> InputError | None:
     """What transformers and safetensors say of a model that cannot be loaded, where it can be said better."""
     if isinstance(error, SafetensorError):
-        return InputError("model", model, f"weights that are whole, but: {error}", "Download it again.")
+        return InputError("model", model, f"complete weights, but: {error}", "Download it again.")
     if isinstance(error, RuntimeError) and "mismatch" in str(error):
         fix = "Its config and its weights are of two models: download it again."
         return InputError("model", model, "weights of the shapes that its config names", fix)
     if isinstance(error, OSError) and any(Path(model).glob("pytorch_model*.bin")):
-        fix = "A pickle can run code. Convert it with `save_pretrained` where you trust it."
+        fix = "A pickle can run code. Convert it with `save_pretrained` if you trust it."
         return InputError("model", model, "weights in safetensors, not in a pickle", fix)
     if "Unrecognized configuration class" in str(error):
         return InputError("model", model, "a causal language model", "Its config is of another kind of model.")
@@ -206,7 +208,7 @@ def policy_and_reference(
     if is_peft_model(model):
         if args.sync_ref_model:
             fix = "Train all weights, or leave sync_ref_model out."
-            raise InputError("sync_ref_model", True, "False with an adapter: its reference is no second model", fix)
+            raise InputError("sync_ref_model", True, "False with an adapter: its reference is not a second model", fix)
         if args.gradient_checkpointing:
             if model.active_peft_config.peft_type == "PREFIX_TUNING":
                 fix = "Set it to False."

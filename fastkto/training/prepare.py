@@ -9,16 +9,23 @@ from transformers.utils import logging
 
 from fastkto.config import KTOConfig
 from fastkto.errors import InputError, require
+from fastkto.losses.kto import check_rows_to_pair, uses_kl
 from fastkto.pairs import PairableStream
-from fastkto.pairs.balance import auto_desirable_weight, batch_size_for, obeys_rule, one_class_share, weight_range
+from fastkto.pairs.balance import (
+    ONE_CLASS_LIMIT,
+    SHUFFLED,
+    auto_desirable_weight,
+    batch_size_for,
+    obeys_rule,
+    one_class_share,
+    weight_range,
+)
 from fastkto.pairs.conflicts import check_pairable
 from fastkto.rows import RowOptions, normalise, tokenize
 from fastkto.rows.shapes.summary import Summary, summary_of
 from fastkto.rows.tokens import tokenize_with_report
 
 logger = logging.get_logger(__name__)
-
-ONE_CLASS_LIMIT = 0.05
 
 
 @dataclass(frozen=True)
@@ -66,10 +73,9 @@ def prepare(
     else:
         rows, report = tokenize_with_report(source, tokenizer, **options)
         summary = summary_of(source, report, name)
-    with_kl = args.loss_type == "kto"
-    if with_kl and name != "train" and batch_size < 2:
-        fix = "Raise it; max_tokens_per_forward bounds the memory of one forward."
-        raise InputError("per_device_eval_batch_size", batch_size, "at least 2: the KL term pairs rows", fix)
+    with_kl = uses_kl(args.loss_type)
+    if with_kl:
+        check_rows_to_pair(f"per_device_{'train' if name == 'train' else 'eval'}_batch_size", batch_size)
     if isinstance(rows, datasets.IterableDataset):
         if args.precompute_ref_log_probs:
             fix = "Load the data without streaming, or set precompute_ref_log_probs to False."
@@ -80,9 +86,18 @@ def prepare(
         check_pairable(rows["prompt_key"], rows["conversation"], batch_size, world_size=args.world_size)
     desirable = sum(rows["label"])
     prepared = Prepared(rows, desirable, len(rows) - desirable, summary)
-    if name == "train" and args.train_sampling_strategy in ("random", "group_by_length"):
+    if name == "train" and args.train_sampling_strategy in SHUFFLED:
         _warn_one_class(desirable, len(rows) - desirable, batch_size)
     return prepared
+
+
+def prepare_eval(rows: Any, tokenizer: PreTrainedTokenizerBase, args: KTOConfig, *, name: str = "eval") -> Any:
+    """Rows to evaluate on, or a dict of several, as a dataloader takes them; again does no harm."""
+    if rows is None or isinstance(rows, PairableStream):
+        return rows
+    if isinstance(rows, dict):
+        return {name: prepare_eval(each, tokenizer, args, name=name) for name, each in rows.items()}
+    return prepare(rows, tokenizer, args, name=name, batch_size=args.per_device_eval_batch_size).rows
 
 
 def _warn_outside_rule(desirable: int, undesirable: int, desirable_weight: float, undesirable_weight: float) -> None:
@@ -101,7 +116,7 @@ def _warn_one_class(desirable: int, undesirable: int, batch_size: int) -> None:
     share = one_class_share(desirable, undesirable, batch_size)
     if share <= ONE_CLASS_LIMIT:
         return
-    enough = batch_size_for(desirable, undesirable, ONE_CLASS_LIMIT)
+    enough = batch_size_for(desirable, undesirable)
     if enough is None:
         remedy = "the data holds one class only"
     else:

@@ -6,22 +6,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction, has_length
 
 from fastkto.config import KTOConfig
 from fastkto.disk import no_folder_left
-from fastkto.engines import prepare_frozen, refuse_data_parallel, running, shards
+from fastkto.engines import refuse_data_parallel, running
 from fastkto.errors import InputError
 from fastkto.head.backends import choose
+from fastkto.losses.kto import LossSettings
 from fastkto.pairs import PairableSampler
+from fastkto.rows.tokens import COLUMNS
 from fastkto.step.metrics import Meter, step_sums
-from fastkto.step.micro_step import LossSettings, kto_step
-from fastkto.step.reference import Reference, open_cache
-from fastkto.tools.plan import what_fits
-from fastkto.training.batching import choose_collator, pairable_sampler
-from fastkto.training.callbacks import LogAtCheckpoint, MetricsFile, MovingReference, SamplerEpoch
-from fastkto.training.evaluation import Evaluation
+from fastkto.step.micro_step import kto_step
+from fastkto.training.assemble import assemble
+from fastkto.training.batching import pairable_sampler
+from fastkto.training.callbacks import LogAtCheckpoint, MetricsFile, SamplerEpoch
 from fastkto.training.faults.checkpoints import check_fits, checkpoint_folder, written_to_its_end
 from fastkto.training.faults.collapse import CollapseWatch
 from fastkto.training.faults.finite import FiniteWatch
@@ -36,9 +36,7 @@ from fastkto.training.loading import (
     load_tokenizer,
     policy_and_reference,
 )
-from fastkto.training.prepare import prepare
-from fastkto.trunk import Forward
-from fastkto.trunk.modules import aux_loss_coef, check_head, disable_dropout, install_scorer, unwrap_peft
+from fastkto.training.prepare import prepare, prepare_eval
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -48,7 +46,7 @@ if TYPE_CHECKING:
     Rows: TypeAlias = Dataset | IterableDataset
 
 
-class KTOTrainer(Evaluation):
+class KTOTrainer(Trainer):
     """Trains a causal language model on rows of prompt, completion and a thumbs-up / thumbs-down label.
 
     Args:
@@ -73,6 +71,9 @@ class KTOTrainer(Evaluation):
     loss_is_scaled_for_ga = True  # compute_loss divides by the rows of the whole optimizer step
     args: KTOConfig
     model: Any
+    processing_class: Any
+    sampler: PairableSampler | None = None
+    """Of the epochs in training; None before, and for a stream."""
     _signature_columns: list[str] | None  # type: ignore[assignment]
 
     def __init__(
@@ -101,24 +102,13 @@ class KTOTrainer(Evaluation):
         source = model if isinstance(model, str) else None
         model = load_policy(model, args, quantization_config)
         tokenizer = load_tokenizer(processing_class, model, args)
-
-        self._prepare_rows = lambda rows, name, batch_size: prepare(
-            rows, tokenizer, args, name=name, batch_size=batch_size
-        )
         for given in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
             check_token_ids(given, model)
-        train = self._prepare_rows(train_dataset, "train", args.per_device_train_batch_size)
+        train = prepare(train_dataset, tokenizer, args, name="train", batch_size=args.per_device_train_batch_size)
         self.data_summary = train.summary
-        settings = LossSettings(args.beta, train.desirable_weight(args), args.undesirable_weight, args.loss_type)
-        evals = self._prepare_eval(eval_dataset, args)
-        accelerator_config: Any = args.accelerator_config
-        accelerator_config.dispatch_batches = False  # it cuts and joins batches by rows, which ours do not survive
-        # from pinned memory a copy does not wait for the step before it
-        accelerator_config.non_blocking |= args.dataloader_pin_memory
-
+        self.settings = LossSettings(args.beta, train.desirable_weight(args), args.undesirable_weight, args.loss_type)
+        evals = prepare_eval(eval_dataset, tokenizer, args)
         model, reference_model = policy_and_reference(model, ref_model, args, peft_config, source)
-        self.settings = settings
-        self.samplers: list[PairableSampler] = []
         self._finite, self._interruption = FiniteWatch(args.on_nonfinite), Interruption()
         watches = [MetricsFile(), self._finite, self._interruption, LogAtCheckpoint(), CollapseWatch()]
         with no_folder_left(args.output_dir):
@@ -130,52 +120,22 @@ class KTOTrainer(Evaluation):
                 eval_dataset=evals,
                 processing_class=tokenizer,
                 compute_metrics=compute_metrics,
-                callbacks=[*watches, SamplerEpoch(self.samplers), *(callbacks or [])],
+                callbacks=[*watches, SamplerEpoch(self), *(callbacks or [])],
                 optimizers=optimizers,
             )
             self.model_accepts_loss_kwargs = True
             self.accelerator.gradient_accumulation_steps = 1  # the loss has its share; older Trainers divide once more
             keep_float32_outputs(self.accelerator)
             self._finite.attach(self.accelerator)
-            if args.sync_ref_model and shards(self.accelerator):
-                expected = "False with weights that are sharded (FSDP, ZeRO-3)"
-                raise InputError("sync_ref_model", True, expected, "Use DDP or ZeRO-2, or leave it out.")
             with running(self.model, self.accelerator):  # the probe, and the cache where it is filled
-                self._install(reference_model, tokenizer, data_collator)
-
-    def _install(self, reference_model: Any, tokenizer: PreTrainedTokenizerBase, data_collator: Any) -> None:
-        """What the policy and its reference run on: scorers, collator, cache."""
-        args = self.args
-        base = unwrap_peft(self.model)
-        self.aux_loss_coef = aux_loss_coef(base, args.router_aux_loss_coef)
-        self._forward = Forward.of(self.model, args)
-        for each in (self.model, reference_model):
-            if each is not None:
-                install_scorer(unwrap_peft(each))
-                with contextlib.nullcontext() if each is self.model else running(each, self.accelerator):
-                    check_head(unwrap_peft(each))
-                if args.disable_dropout:
-                    disable_dropout(each)
-        cache = None
-        if args.precompute_ref_log_probs:
-            precision = f"{self.accelerator.mixed_precision} {args.head_backend}"
-            scored_by = self.model if reference_model is None else reference_model
-            cache = open_cache(args.ref_cache_dir or args.output_dir or ".", scored_by, tokenizer, precision)
-        if reference_model is not None:
-            reference_model = prepare_frozen(reference_model, self.accelerator)
-        self._moving = None
-        if args.sync_ref_model and reference_model is not None:
-            self._moving = MovingReference(base, unwrap_peft(self.accelerator.unwrap_model(reference_model)))
-            self.add_callback(self._moving)
-        if data_collator is None:
-            collator: Any = choose_collator(
-                self._forward, self.train_dataset, args, pad_token_id=tokenizer.pad_token_id
-            )
-            self.data_collator = collator
-        self.reference = Reference(self._forward, reference_model, cache, self.accelerator)
-        self._meters = {kind: Meter(self._sum_over_ranks) for kind in ("train", "eval")}
-        if cache is not None:
-            self._fill_cache()
+                given = self.model, reference_model, self.train_dataset, data_collator, args, tokenizer
+                parts = assemble(*given, self.accelerator)
+                self._model_run, self.data_collator, self.reference, self._moving, self.aux_loss_coef = parts
+                if self._moving is not None:
+                    self.add_callback(self._moving)
+                self._meters = {kind: Meter(self._sum_over_ranks) for kind in ("train", "eval")}
+                if self.reference.cache is not None:
+                    self._fill_cache()
 
     def train(self, resume_from_checkpoint: "str | bool | None" = None, *args: Any, **kwargs: Any) -> Any:
         """Train; a checkpoint to resume from is looked at before anything else happens."""
@@ -202,13 +162,11 @@ class KTOTrainer(Evaluation):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Loss of a micro-batch, eq. (6): the sum over its rows divided by the rows of the whole optimizer step."""
-        ref_logps, ref_kl_logps = self.reference(inputs)
-        rows = len(inputs["label"])
+        reference = self.reference(inputs)
         out, aux_loss = kto_step(
-            self._forward._replace(model=model),
+            self._model_run._replace(model=model),
             inputs,
-            ref_logps,
-            ref_kl_logps,
+            reference,
             self.settings,
             num_rows=num_items_in_batch,
             reduce=self._sum_over_ranks if self.accelerator.num_processes > 1 else None,
@@ -216,12 +174,12 @@ class KTOTrainer(Evaluation):
         sums = step_sums(out, inputs["label"], inputs["cu_seqlens"], num_tokens=inputs["num_tokens"], aux_loss=aux_loss)
         loss = out.loss
         if aux_loss is not None:
-            share = 1.0 if num_items_in_batch is None else rows / num_items_in_batch
+            share = 1.0 if num_items_in_batch is None else len(inputs["label"]) / num_items_in_batch
             loss = loss + self.aux_loss_coef * share * aux_loss
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients over ranks
         if self.model.training:
-            loss, bad = self._finite.guard(loss, out, ref_logps, inputs["row_ids"])
+            loss, bad = self._finite.guard(loss, out, reference.logps, inputs["row_ids"])
             if self.args.on_nonfinite == "skip":  # what is left out of the weights is left out of the log
                 sums = torch.where(bad, torch.zeros_like(sums), sums)
         self._meters["train" if self.model.training else "eval"].add(sums)
@@ -244,10 +202,51 @@ class KTOTrainer(Evaluation):
         offload: Any = contextlib.nullcontext()
         if self.args.activation_offloading:
             offload = torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
-        naming = naming_the_batch(inputs, self.args, lambda: what_fits(self.model, self.args, self.accelerator))
-        with naming, offload:
+        with naming_the_batch(inputs, self.args), offload:
             loss = super().training_step(model, inputs, *args, **kwargs)
         return loss.nan_to_num(0.0) if self.args.on_nonfinite == "skip" else loss
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Loss of an evaluation batch; with `compute_metrics` also each row's reward and label."""
+        inputs = self._prepare_inputs(inputs)
+        # autocast: a model that has not been through `train` is not wrapped in it, the reference always is
+        naming = naming_the_batch(inputs, self.args)
+        with naming, torch.no_grad(), self.accelerator.autocast(), self.compute_loss_context_manager():
+            loss, out = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss, None, None
+        return loss, out.rewards, inputs["label"]
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's loop; its metrics gain ours, so that `metric_for_best_model` finds them."""
+        self._meters["eval"].clear()
+        output: Any = super().evaluation_loop(*args, **kwargs)
+        figures = {**self._meters["eval"].flush(), "num_tokens": self._num_tokens()}
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        output.metrics.update({f"{prefix}_{name}": value for name, value in figures.items()})
+        return output
+
+    def _num_tokens(self) -> float:
+        """Tokens trained on up to the last log line, those before a resume included."""
+        return next((line["num_tokens"] for line in reversed(self.state.log_history) if "num_tokens" in line), 0.0)
+
+    def evaluate(
+        self,
+        eval_dataset: "Rows | dict[str, Rows] | str | None" = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Evaluate; a dataset passed here is prepared as one passed to the constructor, and idempotently so."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = prepare_eval(eval_dataset, self.processing_class, self.args)
+        prepared: Any = eval_dataset
+        return super().evaluate(prepared, ignore_keys, metric_key_prefix)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """Batches for `predict`, whose dataset is prepared as one passed to `evaluate`."""
+        return super().get_test_dataloader(prepare_eval(test_dataset, self.processing_class, self.args, name="test"))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The Trainer's; a checkpoint gets the moving reference too, before the file that makes it whole."""
@@ -277,12 +276,16 @@ class KTOTrainer(Evaluation):
         if rows is None or not has_length(rows):
             return None
         # not args.per_device_train_batch_size, which auto_find_batch_size leaves as it was
-        sampler = pairable_sampler(rows, self._train_batch_size, self.args.train_sampling_strategy, self.args)
-        self.samplers[:] = [sampler]
-        return sampler
+        self.sampler = pairable_sampler(rows, self._train_batch_size, self.args.train_sampling_strategy, self.args)
+        return self.sampler
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        if eval_dataset is None or not has_length(eval_dataset):
+            return None
+        return pairable_sampler(eval_dataset, self.args.per_device_eval_batch_size, "sequential", self.args)
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["prompt_ids", "completion_ids", "label", "row_id", "conversation", "prompt_key"]
+        self._signature_columns = list(COLUMNS)
 
     def _fill_cache(self) -> None:
         """Score every micro-batch of the data with the reference, before training changes the policy."""

@@ -3,7 +3,8 @@
 In: a model and a batch of `batch/`. Out: what the scorer returns; it runs inside the model's own forward.
 
     run          how many forwards a batch takes, packed or padded, and what each hands to its scorer
-    modules      the model: its head with softcap and scale, `model(..., scorer=...)`, dropout, the auxiliary loss
+    scorer       from the model's call to its loss: `model(..., scorer=...)`, in call order under a diagram
+    modules      the model: its head with softcap and scale, dropout, the auxiliary loss
     layer_split  every layer in two parts, targets with a graph and KL rows without; checkpointing; routers' logits
     attention    the function that transformers calls: the keywords it takes, and the models it refuses
     segments     attention one row at a time on any device: windows, dropout, softcap
@@ -20,6 +21,6 @@ prompt, whose keys and values the targets have left behind, and to itself. KL ro
         graph       yes  yes  yes| yes  yes  yes || no   no   | no
 """
 
-from fastkto.trunk.run import Forward
+from fastkto.trunk.run import ModelRun, run_batch
 
-__all__ = ["Forward"]
+__all__ = ["ModelRun", "run_batch"]

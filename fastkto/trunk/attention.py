@@ -38,7 +38,7 @@ class CannotPack(Exception):
 
 @contextmanager
 def packed_attention(config: Any) -> Iterator[None]:
-    """Within it the model of this config attends by `packed` keyword; after it, and in `generate`, as it always did."""
+    """Inside the block the model of this config attends by `packed` keyword; outside, and in `generate`, as always."""
     before = config._attn_implementation
     config._attn_implementation = NAME
     try:

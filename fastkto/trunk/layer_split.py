@@ -21,24 +21,19 @@ from fastkto.trunk import heap
 from fastkto.trunk.attention import CannotPack, packed_attention
 
 
-def packed_forward(layout: Layout) -> Callable[..., Any]:
-    """The trunk on a packed sequence, as `model(..., trunk=...)` runs it inside of the model's own forward."""
-
-    @torch.compiler.disable  # the rows' lengths are host integers: every batch would be compiled anew
-    def forward(base: Any, *args: Any, **kwargs: Any) -> Any:
-        config = base.config.get_text_config()
-        with packed_attention(config), split_layers(base, config, layout):
-            outputs = base(*args, use_cache=False, **kwargs)
-        if getattr(outputs, "router_logits", None) is not None:
-            outputs.router_logits = _of_targets(outputs.router_logits, layout)
-        return outputs
-
-    return forward
+def packed_forward(layout: Layout, base: Any, *args: Any, **kwargs: Any) -> Any:
+    """`base(*args, **kwargs)` on a packed sequence."""
+    config = base.config.get_text_config()
+    with packed_attention(config), split_layers(base, config, layout):
+        outputs = base(*args, use_cache=False, **kwargs)
+    if getattr(outputs, "router_logits", None) is not None:
+        outputs.router_logits = _of_targets(outputs.router_logits, layout)
+    return outputs
 
 
 @contextmanager
 def split_layers(model: nn.Module, config: Any, layout: Layout) -> Iterator[None]:
-    """Within it each layer of `model` runs as two parts."""
+    """Inside the block each layer of `model` runs as two parts."""
     layers: list[Any] = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     inner = {id(m) for layer in layers for m in layer.modules() if m is not layer}
     layers = [layer for layer in layers if id(layer) not in inner]
@@ -76,13 +71,13 @@ def _run_split(
     """`forward` of one layer on both parts; `stock` is the checkpointing function where the layer is checkpointed."""
     targets, tokens = layout.target_tokens, layout.target_tokens + layout.kl_tokens
     stash = Stash(open=layout.kl_tokens > 0)
-    run = partial(_run_packed, layer, forward, config)
+    run = partial(_run_part, layer, forward, config)
 
     def part(tail: bool) -> tuple[list[Any], dict[str, Any]]:
         def cut(x: Any) -> Any:
             if not tail and x is seam.joined and x is not None and not x._backward_hooks:  # sharding's hooks must fire
                 return seam.targets
-            return _cut(x, tokens, targets if tail else 0, tokens if tail else targets)
+            return _part_of(x, tokens, targets if tail else 0, tokens if tail else targets)
 
         named = {name: cut(x) for name, x in kwargs.items()}
         return [cut(x) for x in args], named | {"packed": Part(layout, tail, stash)}
@@ -114,7 +109,7 @@ def _without_reentry(stock: Callable[..., Any]) -> Callable[..., Any]:
     return stock
 
 
-def _run_packed(layer: nn.Module, forward: Callable[..., Any], config: Any, /, *args: Any, **kwargs: Any) -> Any:
+def _run_part(layer: nn.Module, forward: Callable[..., Any], config: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Also what the backward runs again: outside of the model's forward, and not to be checkpointed within itself."""
     with ExitStack() as stack:
         stack.enter_context(packed_attention(config))
@@ -142,10 +137,10 @@ def _with_attribute(module: nn.Module, name: str, value: Any) -> Iterator[None]:
         own.update(before)
 
 
-def _cut(value: Any, tokens: int, start: int, end: int) -> Any:
+def _part_of(value: Any, tokens: int, start: int, end: int) -> Any:
     """The part [start, end) of what runs along the sequence; anything else as it is."""
     if isinstance(value, tuple | list):
-        return type(value)(_cut(x, tokens, start, end) for x in value)
+        return type(value)(_part_of(x, tokens, start, end) for x in value)
     if not isinstance(value, torch.Tensor) or tokens not in value.shape:
         return value
     if value.ndim >= 2 and value.shape[1] == tokens:

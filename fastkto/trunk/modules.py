@@ -1,10 +1,7 @@
-"""The model: its head found, and its forward taught to hand hidden states to a scorer instead of making logits."""
+"""What there is to know of a model, and small changes to it: its head, adapter, dropout, mode, auxiliary loss."""
 
-import functools
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +9,6 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
 
-from fastkto.engines import absent
 from fastkto.errors import InputError
 
 
@@ -27,10 +23,6 @@ class Head(NamedTuple):
     def plain(self) -> bool:
         """Whether `weight` and `bias` are all there is: no adapter, no quantisation (sharding swaps the class)."""
         return isinstance(self.module, nn.Linear) and type(self.module).forward is nn.Linear.forward
-
-
-Scorer = Callable[[torch.Tensor, Head, torch.Tensor | None], Any]
-"""(hidden states (B, L, D), head, auxiliary loss or None) -> what the model's forward shall return."""
 
 
 def find_head(model: PreTrainedModel) -> Head:
@@ -55,88 +47,10 @@ def find_head(model: PreTrainedModel) -> Head:
     return Head(module, softcap, float(divisor) if config.model_type == "hyperclovax" else 1.0 / float(divisor))
 
 
-def padded_forward(base: Any, *args: Any, **kwargs: Any) -> Any:
-    """The trunk on a padded batch: `base(input_ids, attention_mask)`."""
-    return base(*args, use_cache=False, **kwargs)
-
-
-def install_scorer(model: PreTrainedModel) -> None:
-    """Let `model(..., scorer=f)` return `f(hidden_states, head, aux_loss)`; without `scorer` nothing changes.
-
-    `trunk(base_model, **inputs)` runs the layers; the default takes a padded batch. Both run inside the model's own
-    forward, so that autocast, DDP and sharded parameters see them.
-    """
-    if getattr(model.forward, "takes_scorer", False):
-        return
-    own: Any = model.forward
-    method = getattr(own, "__self__", None) is model
-
-    @functools.wraps(type(model).forward)
-    def forward(
-        self: Any, *args: Any, scorer: Scorer | None = None, trunk: Callable[..., Any] = padded_forward, **kwargs: Any
-    ) -> Any:
-        if scorer is None:
-            return own.__func__(self, *args, **kwargs) if method else own(*args, **kwargs)
-        outputs = trunk(self.base_model, *args, **kwargs)
-        aux_loss = _aux_loss(self, outputs, kwargs.get("attention_mask"))
-        return _score(scorer, outputs.last_hidden_state, find_head(self), aux_loss)
-
-    forward.__signature__ = inspect.signature(type(model).forward)  # type: ignore[attr-defined]
-    del forward.__wrapped__  # accelerate would take mixed precision off down to the innermost function, past this one
-    forward.takes_scorer = True  # type: ignore[attr-defined]
-    model.forward = MethodType(forward, model)  # type: ignore[method-assign]  # a method: a deep copy runs the copy
-
-
-@torch.compiler.disable
-def _score(scorer: Scorer, hidden: torch.Tensor, head: Head, aux_loss: torch.Tensor | None) -> Any:
-    """The scorer as the head's own forward, so that the hooks of a sharded head gather its weight and free it again.
-
-    Outside of compiled graphs: its tiles and host integers would be compiled anew for every batch.
-    """
-    if not head.plain:  # its scorer calls the module
-        return scorer(hidden, head, aux_loss)
-    own = vars(head.module)
-    before = {name: value for name, value in own.items() if name == "forward"}
-
-    def give_back() -> None:
-        if own.get("forward") is once:
-            del head.module.forward
-            own.update(before)
-
-    def once(hidden: torch.Tensor) -> Any:
-        give_back()  # the scorer may run the stock forward
-        return scorer(hidden, head, aux_loss)
-
-    head.module.forward = once
-    try:
-        return head.module(hidden)
-    finally:  # a hook that fails comes before `once`
-        give_back()
-
-
-def check_head(model: PreTrainedModel) -> None:
-    """Raise `InputError` where the head as the scorer sees it is not what turns hidden states into the model's logits.
-
-    A head that is more than its output embedding, or a scale of a name unknown here, would give wrong log-probs and
-    no other sign. Compared on four tokens, unless the weights are `absent`.
-    """
-    if absent(model):
-        return
-    ids = torch.arange(4, device=model.device)[None]
-
-    def logits(hidden: torch.Tensor, head: Head, _: torch.Tensor | None) -> torch.Tensor:
-        z = head.module(hidden).float() * head.scale
-        return z if head.softcap is None else head.softcap * torch.tanh(z / head.softcap)
-
-    with torch.no_grad(), evaluating(model):
-        own, ours = model(input_ids=ids).logits.float(), model(input_ids=ids, scorer=logits)
-    if not (own - ours).abs().max() <= 0.02 * own.abs().max():  # a few bf16 roundings; a scale misses by a factor
-        expected = "logits that are softcap * tanh(scale * output_embeddings(hidden_states) / softcap)"
-        raise InputError("model", type(model).__name__, expected, "This model's head is not supported.")
-
-
-def _aux_loss(model: PreTrainedModel, outputs: Any, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-    """Load-balancing loss of a mixture of experts, where router logits were asked for."""
+def load_balancing_loss(
+    model: PreTrainedModel, outputs: Any, attention_mask: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Auxiliary loss of a mixture of experts, where router logits were asked for."""
     if getattr(outputs, "router_logits", None) is None:
         return None
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func

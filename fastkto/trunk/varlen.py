@@ -44,12 +44,13 @@ def attend(
 ) -> torch.Tensor:
     """As `segments.attend`. The kernel aligns queries with the last of the keys, which KL rows rely on."""
     lengths = key_lengths = layout.target_lengths
-    offsets = key_offsets = layout.target_offsets
+    cu_seqlens = key_cu_seqlens = layout.device_target_cu_seqlens
     if targets is not None:
-        lengths, offsets, key_offsets = layout.kl_lengths, layout.kl_offsets, layout.kl_key_offsets
+        lengths = layout.kl_lengths
+        cu_seqlens, key_cu_seqlens = layout.device_tail_cu_seqlens, layout.device_tail_key_cu_seqlens
         key_lengths = [a + b for a, b in zip(layout.prompt_lengths, lengths, strict=True)]
         key, value = (
-            torch.cat([x, y], dim=2).index_select(2, layout.kl_key_index)
+            torch.cat([x, y], dim=2).index_select(2, layout.tail_key_index)
             for x, y in zip(targets, (key, value), strict=True)
         )
     groups = query.shape[1] // key.shape[1]
@@ -63,8 +64,8 @@ def attend(
         q_TJD,
         k_THD,
         v_THD,
-        offsets,
-        key_offsets,
+        cu_seqlens,
+        key_cu_seqlens,
         max(lengths),
         max(key_lengths),
         scale=scores.scaling,

@@ -38,16 +38,16 @@ def contexts(sequence, prefix):
     rows = []
     for row in range(len(bounds) - 1):
         scored = []
-        start, prompt = layout.target_bounds[row], layout.prompt_lengths[row]
-        tail = layout.target_tokens + layout.kl_bounds[row]
+        start, prompt = layout.target_cu_seqlens[row], layout.prompt_lengths[row]
+        tail = layout.target_tokens + layout.tail_cu_seqlens[row]
         for n in range(bounds[row], bounds[row + 1]):
             place = sequence[f"{prefix}logit_index"][n].item()
             seen = ids[start : place + 1]
             if place >= layout.target_tokens:
-                assert tail <= place < layout.target_tokens + layout.kl_bounds[row + 1]
+                assert tail <= place < layout.target_tokens + layout.tail_cu_seqlens[row + 1]
                 seen = ids[start : start + prompt] + ids[tail : place + 1]
             else:
-                assert start <= place < layout.target_bounds[row + 1]
+                assert start <= place < layout.target_cu_seqlens[row + 1]
             assert positions[place] == len(seen) - 1
             scored.append((seen, sequence[f"{prefix}targets"][n].item()))
         rows.append(scored)
@@ -95,12 +95,15 @@ def test_every_token_once_and_nothing_else(case, kl, max_tokens):
         assert ids.numel() == layout.target_tokens + layout.kl_tokens
         assert (layout.kl_tokens > 0) == kl
         assert max_tokens is None or len(layout.prompt_lengths) == 1 or ids.numel() <= max_tokens
-        for offsets, bounds in ((layout.target_offsets, layout.target_bounds), (layout.kl_offsets, layout.kl_bounds)):
+        for offsets, bounds in (
+            (layout.device_target_cu_seqlens, layout.target_cu_seqlens),
+            (layout.device_tail_cu_seqlens, layout.tail_cu_seqlens),
+        ):
             assert offsets.dtype == torch.int32
             assert offsets.tolist() == bounds
-        keys = layout.kl_key_index.split(layout.kl_key_offsets.diff().tolist())
+        keys = layout.tail_key_index.split(layout.device_tail_key_cu_seqlens.diff().tolist())
         for row, places in enumerate(keys):
-            start, tail = layout.target_bounds[row], layout.target_tokens + layout.kl_bounds[row]
+            start, tail = layout.target_cu_seqlens[row], layout.target_tokens + layout.tail_cu_seqlens[row]
             prompt = list(range(start, start + layout.prompt_lengths[row]))
             assert places.tolist() == (prompt + list(range(tail, tail + layout.kl_lengths[row])) if kl else [])
         targets += ids[: layout.target_tokens].split(layout.target_lengths)
@@ -118,7 +121,7 @@ def test_a_row_longer_than_the_limit_is_a_forward_of_its_own():
 
 def test_errors_are_those_of_the_padding_collator():
     row = {"prompt_ids": [1], "completion_ids": [2], "label": True, "row_id": 7}
-    with pytest.raises(InputError, match="a micro-batch of one row"):
+    with pytest.raises(InputError, match="rows of a micro-batch: got 1"):
         PackingCollator(8)([row])
     assert PackingCollator(8, kl=False)([row])["row_ids"].tolist() == [7]
     with pytest.raises(InputError, match="rows"):
@@ -133,8 +136,8 @@ def test_tensors_travel_and_the_host_keeps_what_it_reads():
     rows = [{"prompt_ids": [i], "completion_ids": [5], "label": True} for i in range(3)]
     collator = pickle.loads(pickle.dumps(PackingCollator(8)))
     moved = send_to_device(collator(rows), torch.device("meta"))
-    on_host = {"cu_seqlens", "KL_cu_seqlens", "target_bounds", "prompt_lengths", "kl_bounds"}
+    on_host = {"cu_seqlens", "KL_cu_seqlens", "target_cu_seqlens", "prompt_lengths", "tail_cu_seqlens"}
     for part, host in ((moved, HOST | {"sequences"}), (moved["sequences"][0], on_host)):
         assert {key for key, value in part.items() if not isinstance(value, torch.Tensor)} == host
         assert all(value.is_meta for value in part.values() if isinstance(value, torch.Tensor))
-    assert moved["sequences"][0]["target_bounds"] == [0, 2, 4, 6]
+    assert moved["sequences"][0]["target_cu_seqlens"] == [0, 2, 4, 6]

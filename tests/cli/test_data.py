@@ -110,4 +110,4 @@ def test_the_page_and_what_is_chosen(workplace, capsys):
 def test_a_page_that_cannot_be_written(workplace, capsys):
     assert main(["data", "rows.jsonl", "--model", "model", "--html", "no/report.html"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "html: got 'no/report.html', expected a place that takes the page" in error
+    assert "html: got 'no/report.html', expected a place where the page can be written" in error

@@ -77,7 +77,7 @@ def test_merged_model_is_the_adapters(workplace, capsys, tied, settings):
     assert AutoModelForCausalLM.from_pretrained("deep/down/merged").config.tie_word_embeddings == (
         tied and not separate
     )
-    assert "nats a token" in capsys.readouterr().out
+    assert "nats per token" in capsys.readouterr().out
     assert AutoTokenizer.from_pretrained("deep/down/merged").chat_template == "{{ messages[0]['content'] }}"
     assert AutoModelForCausalLM.from_pretrained("deep/down/merged").generation_config.temperature == 0.625
     assert sorted(path.name for path in Path("deep/down").iterdir()) == ["merged"]
@@ -132,7 +132,7 @@ def test_a_merge_that_changes_the_model_is_refused(workplace, capsys, monkeypatc
     make("adapter", target_modules=["q_proj"])
     monkeypatch.setattr(peft.tuners.lora.LoraModel, "merge_and_unload", lambda self, **_: self.unload())
     assert main(["merge", "adapter", "--output_dir", "deep/merged"]) == 1
-    assert "nats a token from the adapter's" in capsys.readouterr().err
+    assert "nats per token away from the adapter's" in capsys.readouterr().err
     assert {path.name for path in Path().iterdir()} == {"base", "adapter"}
 
 

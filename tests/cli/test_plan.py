@@ -29,12 +29,12 @@ def test_parts_their_sum_and_what_fits_are_printed(capsys, folder):
         "At its peak a step of 8 rows of 1024 tokens on cpu, float32 weights, all weights trained, a live reference:"
     )
     parts = dict(line.rsplit(maxsplit=2)[:2] for line in lines[1:11])
-    assert {part.strip() for part in parts} >= {"weights", "gradients", "the process itself", "in all"}
+    assert {part.strip() for part in parts} >= {"weights", "gradients", "the process itself", "in total"}
     values = [float(value) for value in parts.values()]
     assert sum(values[:-1]) == pytest.approx(values[-1], abs=0.05)
     assert "fits in 8.0 GiB" in out
-    assert "max_length with 8 rows a micro-batch: 2048, the model's window" in out
-    assert "per_device_train_batch_size with 1024 tokens a row: 128 or more" in out
+    assert "max_length with 8 rows per micro-batch: 2048, the model's window" in out
+    assert "per_device_train_batch_size with 1024 tokens per row: 128 or more" in out
 
 
 def test_a_yaml_for_training_is_planned_and_what_does_not_fit_is_said(capsys, folder, tmp_path):
@@ -48,8 +48,8 @@ def test_a_yaml_for_training_is_planned_and_what_does_not_fit_is_said(capsys, fo
     assert "4 rows of 512 tokens" in out
     assert "an adapter trained, the reference's log-probs from disk" in out
     assert "DOES NOT FIT in 0.1 GiB" in out
-    assert "max_length with 4 rows a micro-batch: none fits" in out
-    assert "per_device_train_batch_size with 512 tokens a row: none fits" in out
+    assert "max_length with 4 rows per micro-batch: none fits" in out
+    assert "per_device_train_batch_size with 512 tokens per row: none fits" in out
 
 
 def test_what_goes_to_from_pretrained_counts(capsys, folder):
@@ -69,8 +69,8 @@ def test_several_processes_are_planned_with_buckets(processes, several, monkeypa
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--memory", "much"), "'much' is no amount of memory; write e.g. 24GiB"),
-        (("--memory", "0GiB"), "'0GiB' is no amount of memory"),
+        (("--memory", "much"), "'much' is not a size; write e.g. 24GiB"),
+        (("--memory", "0GiB"), "'0GiB' is not a size"),
         ((), "--memory"),
         (("--memory", "1GiB", "--max_length", "None"), "max_length: got None, expected a number"),
         (("--memory", "1GiB", "--optim", "rmsprop"), "optim: got 'rmsprop', expected one of"),

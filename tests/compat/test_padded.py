@@ -10,7 +10,8 @@ from tiny import tiny_llama
 from tolerance import assert_close
 
 from fastkto.errors import InputError
-from fastkto.integrations.padded import padded_scorer, teach
+from fastkto.integrations.padded import padded_scorer
+from fastkto.trunk.scorer import teach_scorer
 
 
 def adapted(targets):
@@ -54,7 +55,7 @@ def test_equals_what_the_logits_say(model):
     """Values and gradients of a loss that weighs tokens unevenly."""
     ids, mask, labels = batch()
     exact_model = copy.deepcopy(model).double()
-    teach(model)
+    teach_scorer(model)
     scores = model(input_ids=ids, attention_mask=mask, scorer=padded_scorer(labels))
     logps, sums = from_logits(model, ids, mask, labels)
     exact_logps, exact_sums = from_logits(exact_model, ids, mask, labels)
@@ -76,7 +77,7 @@ def test_equals_what_the_logits_say(model):
 
 def test_a_batch_without_labels_keeps_a_graph():
     model = family("llama")
-    teach(model)
+    teach_scorer(model)
     ids, mask, labels = batch()
     scores = model(input_ids=ids, attention_mask=mask, scorer=padded_scorer(torch.full_like(labels, -100)))
     scores.logps.sum().backward()
@@ -95,4 +96,4 @@ def test_a_head_that_is_more_than_its_weight_is_refused():
 
     model.forward = forward
     with pytest.raises(InputError, match="head is not supported"):
-        teach(model)
+        teach_scorer(model)

@@ -157,7 +157,7 @@ def test_refuses_several_gpus_in_one_process(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["_is_vision_dataset", "use_liger_kernel"])
 def test_refuses_what_trl_found_and_it_cannot_do(name, tmp_path):
     trainer = build(ours, tmp_path)
-    trainer._forward = None
+    trainer._model_run = None
     setattr(trainer, name, True)
     with pytest.raises(InputError, match="train_dataset|use_liger_kernel"):
         trainer._set_up()

@@ -78,7 +78,8 @@ def watch(calls):
     else:
         calls.count(importlib.import_module("trl.trainer.kto_trainer"), HEAD)
     calls.count(trl.KTOTrainer, *METHODS)
-    calls.count(importlib.import_module("fastkto.trunk.run"), "packed_forward", "_run_padded")
+    calls.count(importlib.import_module("fastkto.trunk.scorer"), "packed_forward")
+    calls.count(importlib.import_module("fastkto.trunk.run"), "_run_padded")
     calls.count(importlib.import_module("fastkto.step.micro_step"), "fused_linear_kto", "module_token_stats")
     calls.count(importlib.import_module("fastkto.step.reference"), "row_logps")
     calls.count(ours, "kto_step")

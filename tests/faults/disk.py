@@ -4,7 +4,7 @@ import resource
 
 
 class FullDisk:
-    """Within it a write past `size` bytes of a file fails, in this process."""
+    """Inside the block a write past `size` bytes of a file fails, in this process."""
 
     def __init__(self, size: int) -> None:
         self.size, self.before = size, resource.getrlimit(resource.RLIMIT_FSIZE)

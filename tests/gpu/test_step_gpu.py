@@ -50,6 +50,6 @@ def test_the_plan_is_what_the_allocator_measures(tmp_path, cached):
     before = torch.cuda.memory_allocated()
     _, t = losses(tmp_path, train_dataset=datasets.Dataset.from_list(rows), bf16=True, precompute_ref_log_probs=cached)
     measured = torch.cuda.max_memory_allocated() - before
-    parts = peak_by_part(Model.of(t.model), t.args, lengths)
+    parts = peak_by_part(Model(t.model.config, t.model.dtype), t.args, lengths)
     workspaces = 64 << 20  # cuBLAS's are the allocator's too
     assert_within(total(parts), measured, relative=0.1, absolute=workspaces, name=str(parts))

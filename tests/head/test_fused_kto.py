@@ -9,6 +9,7 @@ from tolerance import assert_close
 
 from fastkto.errors import InputError
 from fastkto.head import fused_linear_kto, oracle
+from fastkto.head.backends.native import NativeBackend
 from fastkto.head.backends.tiles import TileBackend
 
 
@@ -17,7 +18,8 @@ from fastkto.head.backends.tiles import TileBackend
 @pytest.mark.parametrize("block_positions", [1, 6, 1000])
 @pytest.mark.parametrize("loss_type", ["kto", "apo_zero_unpaired"])
 def test_equals_the_oracle(monkeypatch, backend, trained, block_positions, loss_type):
-    monkeypatch.setattr(TileBackend, "block_bytes", block_positions * 30 * 4)
+    for kind in (TileBackend, NativeBackend):
+        monkeypatch.setattr(kind, "block_bytes", block_positions * 30 * 4)
     inputs = batch([4, 1, 9, 3, 2], bias="bias" in trained)
     kwargs = {**LOSS, "loss_type": loss_type, "softcap": 6.0, "scale": 0.8}
     ours, grads = run(fused_linear_kto, inputs, trained, backend=backend, **kwargs)

@@ -7,6 +7,7 @@ from tolerance import assert_close
 
 from fastkto.head import oracle
 from fastkto.head.backends import BACKENDS
+from fastkto.head.backends.native import NativeBackend
 from fastkto.head.backends.tiles import TileBackend
 from fastkto.head.fused_kto import fused_linear_kto, row_sums
 
@@ -38,7 +39,8 @@ def test_the_logged_sums_do_not_depend_on_the_blocks(backend, monkeypatch):
     positional[0] = positional[0].requires_grad_()
     positional[1] = positional[1].requires_grad_()
     whole = fused_linear_kto(*positional, **rest, **LOSS, backend=backend)
-    monkeypatch.setattr(TileBackend, "block_bytes", 30 * 4)
+    for kind in (TileBackend, NativeBackend):
+        monkeypatch.setattr(kind, "block_bytes", 30 * 4)
     blocks = fused_linear_kto(*positional, **rest, **LOSS, backend=backend)
     for name in ("logps", "rewards", "utilities", "z0", "kl"):
         assert torch.equal(getattr(blocks, name), getattr(whole, name)), name

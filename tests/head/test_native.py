@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from tolerance import assert_close, assert_within
 
 from fastkto.head import fused_linear_kto, oracle, token_logprobs, token_stats
+from fastkto.head.backends import choose
 from fastkto.head.backends.base import HeadInputs, Wanted
 from fastkto.head.backends.native import NativeBackend, Tiling
 from fastkto.native import loader
@@ -254,3 +255,10 @@ def test_a_library_that_does_not_load_is_a_reason(tmp_path, monkeypatch):
 
 def test_other_devices_are_refused():
     assert "cuda" in NativeBackend().unavailable(torch.device("cuda"))
+
+
+@needs_library
+def test_float64_asked_of_it_is_the_tiles_backends():
+    cpu = torch.device("cpu")
+    assert choose("native", cpu).name == "native"
+    assert choose("native", cpu, torch.float64).name == "tiles"

@@ -6,10 +6,11 @@ from tolerance import assert_close
 
 from fastkto.batch import PackingCollator, PaddingCollator
 from fastkto.batch.targets_and_kl import streams
-from fastkto.losses.kto import kto_loss
-from fastkto.step.micro_step import LossSettings, kto_step, row_logps
-from fastkto.trunk import Forward
-from fastkto.trunk.modules import find_head, install_scorer
+from fastkto.losses.kto import LossSettings, kto_loss
+from fastkto.step.micro_step import ReferenceLogps, kto_step, row_logps
+from fastkto.trunk import ModelRun
+from fastkto.trunk.modules import find_head
+from fastkto.trunk.scorer import install_scorer
 
 SETTINGS = LossSettings(0.3, 1.4, 0.8, "kto")
 
@@ -34,13 +35,14 @@ def step(model, batch, *, loss_type="kto", router=False, **how):
     """Loss, metrics and gradients of one micro-step, at a fixed reference so that k is about +1."""
     install_scorer(model)
     model.zero_grad()
-    forward = Forward(model, plain_head=find_head(model).plain, router_logits=router, **how)
+    run = ModelRun(model, plain_head=find_head(model).plain, router_logits=router, **how)
     n = len(batch["label"])
     ref, ref_kl = -50 + torch.arange(n) * 1.0, None
     if loss_type == "kto":
         with torch.no_grad():
-            ref_kl = row_logps(forward, batch)[1] - 1 + 0.1 * torch.arange(n)
-    out, aux = kto_step(forward, batch, ref, ref_kl, SETTINGS._replace(loss_type=loss_type), num_rows=None, reduce=None)
+            ref_kl = row_logps(run, batch)[1] - 1 + 0.1 * torch.arange(n)
+    settings = SETTINGS._replace(loss_type=loss_type)
+    out, aux = kto_step(run, batch, ReferenceLogps(ref, ref_kl), settings, num_rows=None, reduce=None)
     loss = out.loss if aux is None else out.loss + EXPERTS["router_aux_loss_coef"] * aux
     loss.backward()
     return out, aux, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -49,12 +51,12 @@ def step(model, batch, *, loss_type="kto", router=False, **how):
 def step_alone(model, data, max_length):
     """The oracle: every row through the stock model by itself, no padding, the loss from log-probs."""
     model.zero_grad()
-    forward = Forward(model, plain_head=find_head(model).plain)
+    run = ModelRun(model, plain_head=find_head(model).plain)
     lengths, _, kl = streams(data, max_length, kl=True)
     pairs = [row | {"completion_ids": ids[start:]} for row, start, ids in zip(data, lengths, kl, strict=True)]
     collator = PaddingCollator(0, max_length, kl=False)
-    logps = torch.cat([row_logps(forward, collator([row]), graph=True)[0] for row in data])
-    kl_logps = torch.cat([row_logps(forward, collator([row]))[0] for row in pairs])
+    logps = torch.cat([row_logps(run, collator([row]), graph=True)[0] for row in data])
+    kl_logps = torch.cat([row_logps(run, collator([row]))[0] for row in pairs])
     n = len(data)
     ref, ref_kl = -50 + torch.arange(n) * 1.0, kl_logps - 1 + 0.1 * torch.arange(n)
     labels = torch.tensor([row["label"] for row in data])

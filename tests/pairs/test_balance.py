@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastkto.errors import InputError
-from fastkto.pairs.balance import auto_desirable_weight, batch_size_for, obeys_rule, one_class_share, weight_range
+from fastkto.pairs.balance import (
+    auto_desirable_weight,
+    batch_size_for,
+    obeys_rule,
+    one_class_share,
+    one_class_share_of,
+    weight_range,
+)
 
 counts = st.integers(1, 10**6)
 weights = st.floats(0.01, 100)
@@ -62,3 +69,10 @@ def test_no_batch_size_fits_one_class():
     assert batch_size_for(10, 0) is None
     assert one_class_share(10, 0, 4) == 1
     assert one_class_share(10**7, 10**7, 16) == pytest.approx(2 * 0.5**16, rel=1e-4)
+
+
+def test_share_of_one_class_batches_of_an_order():
+    labels = [True, True, False, False, True, False]
+    assert one_class_share_of([0, 1, 2, 3, 4, 5], labels, 2) == pytest.approx(2 / 3)
+    assert one_class_share_of([0, 2, 1, 3, 4, 5], labels, 2) == 0
+    assert one_class_share_of([], [], 2) == 0

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler
 
+from fastkto.config import SAMPLING_STRATEGIES
 from fastkto.errors import InputError
 from fastkto.pairs import PairableSampler, pair
 from fastkto.pairs.repair import make_pairable
-from fastkto.pairs.sampler import STRATEGIES
 
 
 def cut(rows, size):
@@ -31,7 +31,7 @@ def samplers(draw):
     keys = draw(st.lists(st.integers(0, n // 2), min_size=n, max_size=n))
     labels = draw(st.lists(st.booleans(), min_size=n, max_size=n))
     options = {
-        "strategy": draw(st.sampled_from(STRATEGIES)),
+        "strategy": draw(st.sampled_from(SAMPLING_STRATEGIES)),
         "lengths": draw(st.lists(st.integers(1, 9), min_size=n, max_size=n)),
         "fixed_batches": draw(st.booleans()),
         "world_size": draw(st.integers(1, 3)),
@@ -120,7 +120,7 @@ def test_a_last_row_alone_is_refilled():
     assert len({*last}) == 2
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", SAMPLING_STRATEGIES)
 def test_fixed_batches_keep_their_composition(strategy):
     sampler = distinct(30, 4, strategy=strategy, lengths=list(range(30)), fixed_batches=True)
     epochs = []

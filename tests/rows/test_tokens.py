@@ -238,6 +238,18 @@ def test_streams_are_lazy_and_the_same(caplog):
     assert list(run(stream, tokenizer, max_length=60)) == expected
 
 
+def test_a_stream_warns_once_of_prompts_that_diverge_each_in_its_own_way(caplog):
+    tokenizer = tiny_tokenizer()
+    turn = "'<|assistant|>'"
+    assert turn in CHAT_TEMPLATE
+    tokenizer.chat_template = CHAT_TEMPLATE.replace(turn, "'<|assistant|>' + messages[-1].content")
+    stream = chat_rows(*((f"question {i}", f"answer {i}") for i in range(4))).to_iterable_dataset()
+    with caplog.at_level(logging.WARNING):
+        list(run(stream, tokenizer, dataset_name="diverging"))
+    assert caplog.text.count("A prompt of diverging is tokenised differently") == 1
+    assert "left out: 'question 0'" in caplog.text
+
+
 def test_what_a_tokenizer_lacks():
     tokenizer = tiny_tokenizer(chat=False)
     with pytest.raises(

@@ -14,8 +14,9 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecode
 from fastkto.batch import PackingCollator
 from fastkto.step import probe
 from fastkto.step.probe import probe_rows, why_not_packed, window_of
-from fastkto.trunk import Forward, attention, segments
-from fastkto.trunk.modules import install_scorer, unwrap_peft
+from fastkto.trunk import ModelRun, attention, segments
+from fastkto.trunk.modules import unwrap_peft
+from fastkto.trunk.scorer import install_scorer
 
 DATA = rows([(5, 9), (1, 1), (0, 4), (14, 3), (2, 30), (3, 1), (7, 22), (9, 12)])
 COMPUTING = [torch.float32, torch.bfloat16]
@@ -24,7 +25,7 @@ COMPUTING = [torch.float32, torch.bfloat16]
 def probed(model, data=DATA, *, kl=True, max_length=64):
     install_scorer(unwrap_peft(model))
     chosen = probe_rows(data, window_of(unwrap_peft(model).config), max_length)
-    return why_not_packed(Forward(model), chosen, pad_token_id=0, max_length=max_length, kl=kl)
+    return why_not_packed(ModelRun(model), chosen, pad_token_id=0, max_length=max_length, kl=kl)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -162,7 +163,7 @@ def another_rows_prompt(query, own, targets, layout, rows=segments._kl_rows):
     bounds = [0, *itertools.accumulate(order)]
     prompts = [*layout.prompt_lengths[-1:], *layout.prompt_lengths[:-1]]
     moved = tuple(torch.cat([x[:, :, -last:], x[:, :, :-last]], dim=2) for x in targets)
-    return rows(query, own, moved, dataclasses.replace(layout, target_bounds=bounds, prompt_lengths=prompts))
+    return rows(query, own, moved, dataclasses.replace(layout, target_cu_seqlens=bounds, prompt_lengths=prompts))
 
 
 class FromZero(PackingCollator):
@@ -171,8 +172,8 @@ class FromZero(PackingCollator):
     def __call__(self, data):
         batch = super().__call__(data)
         for sequence in batch["sequences"]:
-            tail = sequence["target_bounds"][-1]
-            lengths = [b - a for a, b in itertools.pairwise(sequence["kl_bounds"])]
+            tail = sequence["target_cu_seqlens"][-1]
+            lengths = [b - a for a, b in itertools.pairwise(sequence["tail_cu_seqlens"])]
             sequence["position_ids"][0, tail:] = torch.cat([torch.arange(n) for n in lengths])
         return batch
 
@@ -183,7 +184,7 @@ class OffByOne(PackingCollator):
     def __call__(self, data):
         batch = super().__call__(data)
         for sequence in batch["sequences"]:
-            first = sequence["KL_logit_index"] < sequence["target_bounds"][-1]
+            first = sequence["KL_logit_index"] < sequence["target_cu_seqlens"][-1]
             sequence["KL_logit_index"] -= (first & (sequence["KL_logit_index"] > 0)).long()
         return batch
 

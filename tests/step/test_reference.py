@@ -143,7 +143,7 @@ def test_policy_equal_to_the_reference_starts_at_exactly_zero(name, tmp_path):
     for key in ("kl", "kl/raw", "kl/stderr", "rewards/chosen", "rewards/rejected", "rewards/margins"):
         assert line[key] == 0.0, key
         assert before[f"eval_{key}"] == 0.0, f"eval_{key}, before any training"
-    batch = [row["label"] for row in t.train_dataset.select(list(t.samplers[0])[:4])]
+    batch = [row["label"] for row in t.train_dataset.select(list(t.sampler)[:4])]
     assert_within(line["loss"], sum(0.75 if label else 0.375 for label in batch) / 4, relative=1e-6)
 
 

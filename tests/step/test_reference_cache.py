@@ -36,8 +36,8 @@ def test_every_step_of_every_epoch_hits(strategy, tmp_path):
     assert stored(tmp_path) == 2 * 16, "one value a row and one a mismatched pair"
     orders = []
     for epoch in range(3):
-        t.samplers[0].set_epoch(epoch)
-        orders.append(list(t.samplers[0]))
+        t.sampler.set_epoch(epoch)
+        orders.append(list(t.sampler))
     t.train()
     assert (t.reference.cache.hits, t.reference.cache.misses) == (3 * 2 * 16, 0)
     if strategy != "sequential":

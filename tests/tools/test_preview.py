@@ -81,6 +81,13 @@ def test_lengths():
     assert shown.completion_lengths == [2, 11, 51, 91, 100, 101]
 
 
+def test_a_stratified_order_holds_both_classes_in_every_batch():
+    assert look(rows(80)).one_class > 0.2
+    shown = look(rows(80), strategy="stratified")
+    assert shown.one_class == 0
+    assert "0.0% of micro-batches of 4 are expected to hold one class\n" in render(shown)
+
+
 def test_balance_and_ties():
     scores = [record | {"label": i % 5} for i, record in enumerate(rows(100))]
     labelled = [record | {"label": i % 5 == 0} for i, record in enumerate(rows(100))]

@@ -83,7 +83,7 @@ def test_evaluations_stand_beside_the_training_loss(tmp_path):
 
 def test_a_loss_that_is_no_number_shows(tmp_path):
     figure = draw(write(tmp_path, [step(1), step(2, loss=math.nan), step(3, loss=math.inf)]))
-    assert "2 of them with a loss that is no finite number" in figure.get_suptitle()
+    assert "2 of them with a non-finite loss" in figure.get_suptitle()
     assert math.isnan(curve(figure, "Loss", "train")[2])
 
 

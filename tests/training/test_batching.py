@@ -14,8 +14,8 @@ from fastkto.errors import InputError
 from fastkto.step import probe
 from fastkto.training import batching
 from fastkto.training.batching import LOOKED_AT, choose_collator
-from fastkto.trunk import Forward
-from fastkto.trunk.modules import install_scorer
+from fastkto.trunk import ModelRun
+from fastkto.trunk.scorer import install_scorer
 
 DATA = rows([(5, 9), (1, 1), (14, 3), (2, 30), (3, 1)])
 
@@ -35,7 +35,7 @@ def mamba():
 
 def chosen(model, tmp_path, data=DATA, **changes):
     install_scorer(model)
-    return choose_collator(Forward(model), data, config(tmp_path, **{"bf16": False, **changes}), pad_token_id=0)
+    return choose_collator(ModelRun(model), data, config(tmp_path, **{"bf16": False, **changes}), pad_token_id=0)
 
 
 def test_packed_where_the_model_allows_it(tmp_path, warnings):
@@ -59,7 +59,7 @@ def test_padded_where_it_does_not_and_why(tmp_path, warnings):
     assert type(collator) is PaddingCollator
     assert (collator.max_length, collator.pad_to_multiple_of, collator.kl) == (50, 8, True)
     (warning,) = [text for text in warnings() if "padded" in text]  # not what mamba says of its own kernels
-    assert "Training padded, not packed: a row's log-probs change with the tokens of another row" in warning
+    assert "This model cannot be packed: a row's log-probs change with the tokens of another row" in warning
 
 
 def test_packing_asked_for_by_name_is_no_suggestion(tmp_path):

@@ -133,13 +133,15 @@ def test_a_window_is_measured_in_positions_behind_a_stashed_prompt_too():
 
 def test_rows_do_not_change_with_other_rows():
     layout = layout_of(LENGTHS)
+    target, tail = (slice(*ends[1:3]) for ends in (layout.target_cu_seqlens, layout.tail_cu_seqlens))
+    tail = slice(layout.target_tokens + tail.start, layout.target_tokens + tail.stop)
     for scores in SCORES:
         before, after = inputs(layout), inputs(layout)
         for x in after:
-            x[:, :, layout.target_bounds[1] : layout.target_bounds[2]] += 1
-            x[:, :, layout.target_tokens + layout.kl_bounds[1] : layout.target_tokens + layout.kl_bounds[2]] += 1
-        same = ~visible(layout, None)[:, layout.target_bounds[1]]
-        same[layout.target_tokens + layout.kl_bounds[1] : layout.target_tokens + layout.kl_bounds[2]] = False
+            x[:, :, target] += 1
+            x[:, :, tail] += 1
+        same = ~visible(layout, None)[:, target.start]
+        same[tail] = False
         a, b = (packed(x, layout, scores)[:, same] for x in (before, after))
         assert torch.equal(a, b)
 

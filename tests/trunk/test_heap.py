@@ -10,8 +10,8 @@ from packed_steps import LENGTHS, rows
 
 from fastkto.batch import PackingCollator
 from fastkto.step.micro_step import row_logps
-from fastkto.trunk import Forward, heap, layer_split
-from fastkto.trunk.modules import install_scorer
+from fastkto.trunk import ModelRun, heap, layer_split
+from fastkto.trunk.scorer import install_scorer
 
 HOLES = """
 import torch
@@ -51,7 +51,7 @@ def test_each_pass_of_a_large_layer_with_a_graph(monkeypatch, large, graph, call
     seen = []
     monkeypatch.setattr(layer_split.heap, "give_back", lambda: seen.append(1))
     monkeypatch.setattr(heap, "LARGE", large)
-    logps, _ = row_logps(Forward(model), PackingCollator(None)(rows(LENGTHS)), graph=graph)
+    logps, _ = row_logps(ModelRun(model), PackingCollator(None)(rows(LENGTHS)), graph=graph)
     if graph:
         logps.sum().backward()
     before_the_embedding = 1 if calls else 0

@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from fastkto.batch import Layout, PaddingCollator
 from fastkto.step.micro_step import row_logps
-from fastkto.trunk import Forward
-from fastkto.trunk.modules import install_scorer
+from fastkto.trunk import ModelRun
+from fastkto.trunk.scorer import install_scorer
 
 
 def lora(model):
@@ -52,10 +52,10 @@ def test_the_recompute_draws_the_same_masks(name):
 
     def seeded(model, seed):
         install_scorer(model)
-        forward = Forward(model)
+        run = ModelRun(model)
         model.zero_grad()
         torch.manual_seed(seed)
-        logps, kl_logps = row_logps(forward, packed(), graph=True)
+        logps, kl_logps = row_logps(run, packed(), graph=True)
         logps.square().sum().backward()
         return logps, kl_logps, [parameter.grad for parameter in model.parameters()]
 
@@ -123,7 +123,7 @@ def test_forwards_may_wait_for_their_backward():
     """Two batches in flight, backward in the other order, another batch scored without a graph in between."""
     model = checkpointed(family("llama"))
     install_scorer(model)
-    forward = Forward(model)
+    run = ModelRun(model)
     batches = [packed(LENGTHS[:3]), packed(LENGTHS[3:])]
 
     def gradients(run):
@@ -133,11 +133,11 @@ def test_forwards_may_wait_for_their_backward():
 
     def one_by_one():
         for batch in reversed(batches):
-            row_logps(forward, batch, graph=True)[0].sum().backward()
+            row_logps(run, batch, graph=True)[0].sum().backward()
 
     def together():
-        sums = [row_logps(forward, batch, graph=True)[0].sum() for batch in batches]
-        row_logps(forward, packed())
+        sums = [row_logps(run, batch, graph=True)[0].sum() for batch in batches]
+        row_logps(run, packed())
         for total in reversed(sums):
             total.backward()
 
@@ -155,7 +155,7 @@ def test_every_mode_computes_the_same_shapes():
     seen = []
     for training in (True, False):
         for graph in (True, False):
-            row_logps(Forward(model.train(training)), batch, graph=graph)
+            row_logps(ModelRun(model.train(training)), batch, graph=graph)
             seen.append(shapes[:])
             shapes.clear()
     layout = Layout.of(batch["sequences"][0])
@@ -178,7 +178,7 @@ def test_no_graph_keeps_kl_rows_in_memory():
             return x
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            row_logps(Forward(model), batch, graph=True)
+            row_logps(ModelRun(model), batch, graph=True)
         kept[layers] = sum(size == whole for size in sizes)
         assert sizes.count(layout.target_tokens * COMMON["hidden_size"] * 4) >= layers - 1
     assert kept[2] == kept[5]

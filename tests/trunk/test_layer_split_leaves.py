@@ -11,8 +11,8 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecode
 
 from fastkto.batch.layout import Stash
 from fastkto.step.micro_step import row_logps
-from fastkto.trunk import Forward, layer_split
-from fastkto.trunk.modules import install_scorer
+from fastkto.trunk import ModelRun, layer_split
+from fastkto.trunk.scorer import install_scorer
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -67,7 +67,7 @@ def test_a_failure_inside_a_layer_leaves_the_model_as_it_was(where):
     hook = model.model.layers[1].mlp.register_forward_pre_hook(fail)
     other = model.model.layers[0].mlp.register_forward_pre_hook(fail)
     with pytest.raises(KeyboardInterrupt):
-        row_logps(Forward(model), packed(), graph=True)[0].sum().backward()
+        row_logps(ModelRun(model), packed(), graph=True)[0].sum().backward()
     assert state_of(model) == before
     hook.remove()
     other.remove()
@@ -91,7 +91,7 @@ def test_generate_and_stock_calls_around_packed_steps():
     check()
 
     install_scorer(model)
-    total = row_logps(Forward(model), packed(), graph=True)[0].sum()
+    total = row_logps(ModelRun(model), packed(), graph=True)[0].sum()
     check()
     total.backward()
 

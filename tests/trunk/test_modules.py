@@ -14,7 +14,8 @@ from tiny_trainer import STILL, Gradients, by_hand, logp, noisy, rows, steps, tr
 from tolerance import assert_close, assert_within
 
 from fastkto.errors import InputError
-from fastkto.trunk.modules import check_head, disable_dropout, find_head, first_non_finite, install_scorer
+from fastkto.trunk.modules import disable_dropout, find_head, first_non_finite
+from fastkto.trunk.scorer import Scorer, check_head, install_scorer
 
 
 def one_step(tmp_path, model, reference, **changes):
@@ -123,7 +124,7 @@ def test_a_deep_copy_runs_its_own_weights():
     ids = torch.arange(8, 16)[None]
     twin = noisy(copy.deepcopy(model))
     for each in (model, twin):
-        scored = each(input_ids=ids, scorer=lambda hidden, head, aux: head.module(hidden))
+        scored = each(input_ids=ids, scorer=Scorer(lambda hidden, head, aux: head.module(hidden)))
         assert torch.equal(scored, each(input_ids=ids).logits)
     assert not torch.equal(model(input_ids=ids).logits, twin(input_ids=ids).logits)
 
@@ -172,7 +173,7 @@ def test_a_hook_that_fails_leaves_the_head_as_it_was():
 
     hook = model.lm_head.register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="no weight here"):
-        model(input_ids=ids, scorer=lambda hidden, head, aux_loss: hidden)
+        model(input_ids=ids, scorer=Scorer(lambda hidden, head, aux_loss: hidden))
     hook.remove()
     assert torch.equal(model(input_ids=ids).logits, expected)
 

@@ -9,7 +9,6 @@ from tiny import tiny_llama
 import fastkto.trunk
 from fastkto.batch import Layout, PackingCollator
 from fastkto.trunk.layer_split import packed_forward
-from fastkto.trunk.modules import install_scorer
 
 ROWS = [
     {"prompt_ids": [10, 11], "completion_ids": [12], "label": True},
@@ -35,13 +34,12 @@ def sequence():
 def hidden():
     """(T, D) hidden states of a random model, of a sequence's ids or of others."""
     model = tiny_llama().double()
-    install_scorer(model)
 
     def hidden(sequence, ids=None):
         ids = sequence["input_ids"] if ids is None else ids
-        trunk = packed_forward(Layout.of(sequence))
         positions = sequence["position_ids"]
-        return model(input_ids=ids, position_ids=positions, trunk=trunk, scorer=lambda hidden, *_: hidden[0])
+        outputs = packed_forward(Layout.of(sequence), model.base_model, input_ids=ids, position_ids=positions)
+        return outputs.last_hidden_state[0]
 
     hidden.embedding = model.get_input_embeddings().weight
     return hidden

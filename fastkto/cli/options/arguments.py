@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fastkto.cli.options.strict import nearest
+from fastkto.config import WEIGHT_DTYPES
 from fastkto.errors import InputError
 
 
@@ -77,7 +78,7 @@ class ModelArguments:
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub model."})
     dtype: str | None = field(
         default="float32",
-        metadata={"help": "Dtype of the weights.", "choices": ["auto", "bfloat16", "float16", "float32"]},
+        metadata={"help": "Dtype of the weights.", "choices": ["auto", *WEIGHT_DTYPES]},
     )
     attn_implementation: str | None = field(
         default=None, metadata={"help": "Attention of the model, e.g. sdpa or flash_attention_2."}
@@ -122,7 +123,7 @@ class LaunchArguments:
     accelerate_config: str | None = field(
         default=None, metadata={"help": "Config file of accelerate: FSDP, DeepSpeed, machines."}
     )
-    num_processes: int | None = field(default=None, metadata={"help": "Processes in all; unset: one a GPU."})
+    num_processes: int | None = field(default=None, metadata={"help": "Processes in all; unset: one per GPU."})
     num_machines: int | None = field(default=None, metadata={"help": "Machines."})
     machine_rank: int | None = field(default=None, metadata={"help": "Rank of this machine."})
     main_process_ip: str | None = field(default=None, metadata={"help": "Address of the machine of rank 0."})

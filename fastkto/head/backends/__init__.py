@@ -26,20 +26,23 @@ BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (TritonBack
 """By name, the preferred first."""
 
 
-def choose(name: str, device: torch.device) -> Backend:
-    """The backend asked for by name, or with "auto" the first that serves the device."""
+def choose(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Backend:
+    """The backend asked for by name, or with "auto" the first that serves the device.
+
+    The C++ library has no float64, in which only checks run: there "native" is the tiles backend.
+    """
     if name == "auto":
-        return next(backend for backend in BACKENDS.values() if backend.unavailable(device) is None)
+        name = next(name for name, backend in BACKENDS.items() if backend.unavailable(device) is None)
     if name not in BACKENDS:
         raise InputError("backend", name, f'"auto" or one of {tuple(BACKENDS)}', "Correct the name.")
     reason = BACKENDS[name].unavailable(device)
     if reason is not None:
-        fix = 'Choose backend="auto", or mend what is missing: `fastkto doctor` shows what is here.'
+        fix = 'Choose backend="auto", or install what is missing: `fastkto doctor` shows what is available.'
         raise InputError("backend", name, f"one that can serve {device} ({reason})", fix)
-    return BACKENDS[name]
+    return BACKENDS["tiles" if name == "native" and dtype == torch.float64 else name]
 
 
 @torch.compiler.assume_constant_result
-def chosen_name(name: str, device: str) -> str:
-    """`choose(name, device).name`; settled once where `torch.compile` traces through."""
-    return choose(name, torch.device(device)).name
+def chosen_name(name: str, device: str, dtype: torch.dtype) -> str:
+    """`choose(name, device, dtype).name`; settled once where `torch.compile` traces through."""
+    return choose(name, torch.device(device), dtype).name

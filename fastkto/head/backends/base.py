@@ -1,12 +1,15 @@
 """What a backend of the LM head is given and returns. Legend: N scored positions, D hidden, V vocabulary, B rows."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
 
-from fastkto.head.backends.loss_terms import RowSums, Settings, Terms
+from fastkto.head.backends.loss_terms import RowSums, Terms
+from fastkto.losses.kto import LossSettings
+
+IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,7 @@ class HeadInputs:
     hidden_ND: torch.Tensor
     weight_VD: torch.Tensor
     targets_N: torch.Tensor
-    """int64, in [0, V), or -100: that position has log-prob 0 and no gradient."""
+    """int64, in [0, V), or `IGNORE_INDEX`: that position has log-prob 0 and no gradient."""
     bias_V: torch.Tensor | None
     softcap: float | None
     scale: float
@@ -28,17 +31,14 @@ class HeadInputs:
         """Dtype of logits, statistics and gradient sums."""
         return torch.float64 if self.compute_dtype == torch.float64 else torch.float32
 
-    def rows(self, start: int, end: int) -> "HeadInputs":
-        """The same head on the positions [start, end)."""
-        return HeadInputs(
-            self.hidden_ND[start:end],
-            self.weight_VD,
-            self.targets_N[start:end],
-            self.bias_V,
-            self.softcap,
-            self.scale,
-            self.compute_dtype,
-        )
+    @property
+    def ignored_N(self) -> torch.Tensor:
+        """Positions that have log-prob 0 and no gradient."""
+        return self.targets_N == IGNORE_INDEX
+
+    def rows(self, part: slice) -> "HeadInputs":
+        """The same head on some of the positions."""
+        return replace(self, hidden_ND=self.hidden_ND[part], targets_N=self.targets_N[part])
 
 
 class HeadOutputs(NamedTuple):
@@ -91,14 +91,19 @@ class Backend(Protocol):
         """Gradients of `(grad * logps).sum()`, recomputing the logits."""
         ...
 
-    def row_sums(self, logps_N: torch.Tensor, bounds: Sequence[int], ref_logps_B: torch.Tensor | None) -> RowSums:
+    def row_sums(self, logps_N: torch.Tensor, cu_seqlens: Sequence[int], ref_logps_B: torch.Tensor | None) -> RowSums:
         """The rows' log-probs and log-ratios, before z0 is known."""
         ...
 
     def terms(
-        self, rows: RowSums, labels_B: torch.Tensor, kl_sum_and_count: torch.Tensor | None, loss: Settings
+        self,
+        rows: RowSums,
+        labels_B: torch.Tensor,
+        kl_sum_and_count: torch.Tensor | None,
+        loss: LossSettings,
+        num_rows: float | torch.Tensor,
     ) -> Terms:
-        """The loss, its coefficients and the logged sums, once z0 is."""
+        """The loss, its coefficients and the logged sums, once z0 is; `num_rows` of the whole optimizer step."""
         ...
 
     def forward_backward(

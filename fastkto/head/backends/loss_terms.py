@@ -9,18 +9,15 @@ from typing import NamedTuple
 
 import torch
 
-from fastkto.losses.kto import clamped_mean, class_sums, logp_gradients, row_weights, sum_and_count, utilities
-
-
-class Settings(NamedTuple):
-    """What the loss is told."""
-
-    beta: float
-    desirable_weight: float
-    undesirable_weight: float
-    loss_type: str
-    num_rows: float | torch.Tensor
-    """Rows of the whole optimizer step."""
+from fastkto.losses.kto import (
+    LossSettings,
+    clamped_mean,
+    class_sums,
+    logp_gradients,
+    row_weights,
+    sum_and_count,
+    utilities,
+)
 
 
 class RowSums(NamedTuple):
@@ -49,15 +46,20 @@ class Terms(NamedTuple):
     """(6,) `fastkto.losses.kto.class_sums`."""
 
 
-class Epilogue:
+class TorchTerms:
     """In PyTorch, on any device."""
 
-    def row_sums(self, logps_N: torch.Tensor, bounds: Sequence[int], ref_logps_B: torch.Tensor | None) -> RowSums:
-        """`segment_sums(logps, bounds)` and its difference to the reference's (None: 0)."""
-        return plain_row_sums(segment_sums(logps_N, bounds), ref_logps_B)
+    def row_sums(self, logps_N: torch.Tensor, cu_seqlens: Sequence[int], ref_logps_B: torch.Tensor | None) -> RowSums:
+        """`segment_sums(logps, cu_seqlens)` and its difference to the reference's (None: 0)."""
+        return plain_row_sums(segment_sums(logps_N, cu_seqlens), ref_logps_B)
 
     def terms(
-        self, rows: RowSums, labels_B: torch.Tensor, kl_sum_and_count: torch.Tensor | None, loss: Settings
+        self,
+        rows: RowSums,
+        labels_B: torch.Tensor,
+        kl_sum_and_count: torch.Tensor | None,
+        loss: LossSettings,
+        num_rows: float | torch.Tensor,
     ) -> Terms:
         """Eqs. (4) to (7); z0 is 0 without `kl_sum_and_count`."""
         logps_B, log_ratios_B, _ = rows
@@ -71,11 +73,11 @@ class Epilogue:
         u_B = utilities(log_ratios_B, labels_B, z0, beta=loss.beta, loss_type=loss.loss_type)
         rewards_B = loss.beta * log_ratios_B
         return Terms(
-            (weights_B * torch.sigmoid(-u_B)).sum() / loss.num_rows,
+            (weights_B * torch.sigmoid(-u_B)).sum() / num_rows,
             z0,
             rewards_B,
             u_B,
-            logp_gradients(u_B, labels_B, weights_B, beta=loss.beta, num_rows=loss.num_rows),
+            logp_gradients(u_B, labels_B, weights_B, beta=loss.beta, num_rows=num_rows),
             class_sums(labels_B, rewards_B, logps_B),
         )
 
@@ -86,7 +88,7 @@ def plain_row_sums(logps_B: torch.Tensor, ref_logps_B: torch.Tensor | None) -> R
     return RowSums(logps_B, log_ratios_B, sum_and_count(log_ratios_B))
 
 
-def segment_sums(x_N: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
-    """`stack([x[a:b].sum() for a, b in pairs(bounds)])` (B,), with `bounds` counted from its first entry."""
-    sizes = [end - start for start, end in pairwise(bounds)]
+def segment_sums(x_N: torch.Tensor, cu_seqlens: Sequence[int]) -> torch.Tensor:
+    """`stack([x[a:b].sum() for a, b in pairs(cu_seqlens)])` (B,), with `cu_seqlens` counted from its first entry."""
+    sizes = [end - start for start, end in pairwise(cu_seqlens)]
     return torch.stack([part.sum() for part in x_N.split(sizes)])

@@ -7,7 +7,7 @@ sums, and these depend on the machine's caches, D, V and the dtype.
 Scratch is at most 64 MiB whatever N and V, and 1.2 MiB that each thread keeps; beside it only 16-bit inputs need more,
 the float32 sums behind dX and, in `forward_backward`, dW. `forward_backward` with W trained keeps the logits of one
 block of rows, `block_bytes`.
-float64, which serves checks, takes the passes of the tiles backend.
+float64, which serves checks, is the tiles backend's: `choose` sees to that.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 
 from fastkto.head.backends.base import Coefficients, HeadGradients, HeadInputs, HeadOutputs, Wanted
-from fastkto.head.backends.blocks import largest_block, row_blocks, spread
-from fastkto.head.backends.loss_terms import RowSums, plain_row_sums
+from fastkto.head.backends.blocks import all_rows, largest_block, most_positions, row_blocks
+from fastkto.head.backends.loss_terms import RowSums, TorchTerms, plain_row_sums
 from fastkto.head.backends.native_ops import (
     Columns,
     Statistics,
@@ -29,7 +29,7 @@ from fastkto.head.backends.native_ops import (
     widened,
 )
 from fastkto.head.backends.products import cast, logit_slope, operand
-from fastkto.head.backends.tiles import TileBackend, concatenate, wider_sums
+from fastkto.head.backends.tiles import concatenate, wider_sums
 from fastkto.native.loader import cache_bytes, load
 
 MIB = 1 << 20
@@ -48,20 +48,19 @@ class Tiling(NamedTuple):
     """Columns whose weights are taken at once where no logits are kept."""
 
 
-class NativeBackend(TileBackend):
+class NativeBackend(TorchTerms):
     """C++ on tiles, for CPUs."""
 
     name = "native"
+    block_bytes = 256 << 20  # of logits that `forward_backward` keeps for one block of whole rows
 
     def unavailable(self, device: torch.device) -> str | None:
         """Not a CPU, or why the library is not there."""
         return f"it serves CPUs, not {device.type}" if device.type != "cpu" else load()
 
-    def row_sums(self, logps_N: torch.Tensor, bounds: Sequence[int], ref_logps_B: torch.Tensor | None) -> RowSums:
+    def row_sums(self, logps_N: torch.Tensor, cu_seqlens: Sequence[int], ref_logps_B: torch.Tensor | None) -> RowSums:
         """Added up in double."""
-        if logps_N.dtype != torch.float32:
-            return super().row_sums(logps_N, bounds, ref_logps_B)
-        sums_B = torch.ops.fastkto_native.row_sums(logps_N, torch.tensor(bounds))
+        sums_B = torch.ops.fastkto_native.row_sums(logps_N, torch.tensor(cu_seqlens))
         return plain_row_sums(sums_B, ref_logps_B)
 
     def tiling(self, head: HeadInputs) -> Tiling:
@@ -76,8 +75,6 @@ class NativeBackend(TileBackend):
 
     def forward(self, head: HeadInputs, *, stats: bool, unit_dx: bool) -> HeadOutputs:
         """A GEMM and a pass for each tile; with `unit_dx` two of each, the sum rescaled as the maximum grows."""
-        if head.sum_dtype == torch.float64:
-            return super().forward(head, stats=stats, unit_dx=unit_dx)
         if not unit_dx:
             return self._forward(head, stats=stats)
         out, unit_ND = self._forward_with_unit_dx(head, stats=stats)
@@ -85,11 +82,9 @@ class NativeBackend(TileBackend):
 
     def backward(self, head: HeadInputs, lse_N: torch.Tensor, grad_N: torch.Tensor, wanted: Wanted) -> HeadGradients:
         """Recompute each tile, turn it into the gradient in place, two GEMMs into float32 sums."""
-        if head.sum_dtype == torch.float64:
-            return super().backward(head, lse_N, grad_N, wanted)
         dtype = head.weight_VD.dtype if wanted.weight else torch.float32
-        sums = Sums.new(head, wanted, weight_dtype=dtype)
-        self._accumulate(head, lse_N, grad_N.float().masked_fill(head.targets_N == -100, 0.0), sums)
+        sums = GradientSums.new(head, wanted, weight_dtype=dtype)
+        self._accumulate(head, lse_N, grad_N.float().masked_fill(head.ignored_N, 0.0), sums)
         return sums.gradients(head)
 
     def forward_backward(
@@ -102,39 +97,35 @@ class NativeBackend(TileBackend):
         stats: bool,
     ) -> tuple[HeadOutputs, HeadGradients]:
         """W trained: blocks of whole rows keep their logits (6 NDV). W frozen: the unscaled dX, scaled (4 NDV)."""
-        if head.sum_dtype == torch.float64:
-            return super().forward_backward(head, cu_seqlens, coefficients, wanted, stats=stats)
         if not (wanted.weight or wanted.bias):
             out, unit_ND = self._forward_with_unit_dx(head, stats=stats)
-            grad_N = upstream(head, cu_seqlens, slice(0, len(cu_seqlens) - 1), coefficients, out.logps_N)
+            grad_N = all_rows(cu_seqlens).upstream(coefficients, out.logps_N, head)
             return out, HeadGradients(cast(unit_ND.mul_(grad_N[:, None]), head.hidden_ND), None, None)
-        sums, outputs = Sums.new(head, wanted, weight_dtype=torch.float32), []
-        most = min(self._block_positions(head), 4 * self.tiling(head).rows)
-        blocks = list(row_blocks(cu_seqlens, most))
-        sizes = [cu_seqlens[last] - cu_seqlens[first] for first, last in blocks]
-        buffer = torch.empty(max((n for n in sizes if n <= most), default=0) * head.weight_VD.shape[0])
-        for (first, last), size in zip(blocks, sizes, strict=True):
-            begin = cu_seqlens[first]
-            block, kept = head.rows(begin, begin + size), buffer if size <= most else None
+        sums, outputs = GradientSums.new(head, wanted, weight_dtype=torch.float32), []
+        most = self._most_positions(head)
+        buffer = torch.empty(largest_block(cu_seqlens, most) * head.weight_VD.shape[0])
+        for rows in row_blocks(cu_seqlens, most):
+            block, kept = head.rows(rows.positions), buffer if rows.fits else None
             out = self._forward(block, stats=stats, kept=kept)
-            grad_N = upstream(block, cu_seqlens[first : last + 1], slice(first, last), coefficients, out.logps_N)
-            self._accumulate(block, out.lse_N, grad_N, sums.rows(begin, begin + size), kept=kept, fresh=begin == 0)
+            grad_N = rows.upstream(coefficients, out.logps_N, block)
+            first = rows.positions.start == 0
+            self._accumulate(block, out.lse_N, grad_N, sums.rows(rows.positions), kept=kept, fresh=first)
             outputs.append(out)
         return concatenate(outputs, head, stats=stats), sums.gradients(head)
 
     def scratch_bytes(self, head: HeadInputs, wanted: Wanted, cu_seqlens: Sequence[int] | None) -> int:
         """A group of tiles, or the logits of the largest block of rows."""
-        if head.sum_dtype == torch.float64:
-            return super().scratch_bytes(head, wanted, cu_seqlens)
         tiling = self.tiling(head)
         rows = largest(positions(head, tiling.rows))
         floats = rows * tiling.group
         if not any(wanted):
             floats = 0
         elif wanted.weight and cu_seqlens is not None:
-            most = min(self._block_positions(head), 4 * tiling.rows)
-            floats = max(floats, largest_block(cu_seqlens, most) * head.weight_VD.shape[0])
+            floats = max(floats, largest_block(cu_seqlens, self._most_positions(head)) * head.weight_VD.shape[0])
         return 4 * floats + wider_sums(head, wanted, 4)
+
+    def _most_positions(self, head: HeadInputs) -> int:
+        return min(most_positions(self.block_bytes, head, torch.float32), 4 * self.tiling(head).rows)
 
     def _forward(self, head: HeadInputs, *, stats: bool, kept: torch.Tensor | None = None) -> HeadOutputs:
         """With `kept`, the bare products stay there: one group of columns behind the other."""
@@ -165,7 +156,7 @@ class NativeBackend(TileBackend):
                 gradient(head, none, *products, anchor, minus, logits, recompute=False)
                 add_product(unit_ND[part], logits, columns.weight_CD, fresh=columns.start == 0)
         for part in parts:
-            ignored = head.targets_N[part] == -100
+            ignored = head.ignored_N[part]
             slope = logit_slope(statistics.target_N[part].float()[:, None], head)
             own = operand(head.weight_VD[head.targets_N[part].clamp(min=0)], head).mul(slope)
             sums = statistics.sum_N[part].float()[:, None]
@@ -177,7 +168,7 @@ class NativeBackend(TileBackend):
         head: HeadInputs,
         lse_N: torch.Tensor,
         grad_N: torch.Tensor,
-        sums: "Sums",
+        sums: "GradientSums",
         *,
         kept: torch.Tensor | None = None,
         fresh: bool = True,
@@ -204,7 +195,7 @@ class NativeBackend(TileBackend):
                 dw.copy_(dw_sum)
 
 
-class Sums(NamedTuple):
+class GradientSums(NamedTuple):
     """Gradient sums in float32, uninitialised: the first product overwrites. dW may be narrower, written once."""
 
     dx_ND: torch.Tensor | None
@@ -212,7 +203,7 @@ class Sums(NamedTuple):
     db_V: torch.Tensor | None
 
     @classmethod
-    def new(cls, head: HeadInputs, wanted: Wanted, *, weight_dtype: torch.dtype) -> "Sums":
+    def new(cls, head: HeadInputs, wanted: Wanted, *, weight_dtype: torch.dtype) -> "GradientSums":
         """Room for what is wanted; zeros where no position will write."""
         new = torch.empty if head.hidden_ND.shape[0] else torch.zeros
         return cls(
@@ -221,9 +212,9 @@ class Sums(NamedTuple):
             new(head.weight_VD.shape[0]) if wanted.bias and head.bias_V is not None else None,
         )
 
-    def rows(self, start: int, end: int) -> "Sums":
-        """The same sums for the positions [start, end)."""
-        return self if self.dx_ND is None else self._replace(dx_ND=self.dx_ND[start:end])
+    def rows(self, part: slice) -> "GradientSums":
+        """The same sums for some of the positions."""
+        return self if self.dx_ND is None else self._replace(dx_ND=self.dx_ND[part])
 
     def columns(self, columns: Columns) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """dW and db of a slice of the vocabulary."""
@@ -252,11 +243,3 @@ def size_of(part: slice) -> int:
 def largest(parts: list[slice]) -> int:
     """Positions of the largest part."""
     return max((size_of(part) for part in parts), default=0)
-
-
-def upstream(
-    head: HeadInputs, bounds: Sequence[int], rows: slice, coefficients: Coefficients, logps_N: torch.Tensor
-) -> torch.Tensor:
-    """d loss / d logp of each position (N,), from those of its rows."""
-    grad_B = coefficients(rows, logps_N, bounds).float()
-    return spread(grad_B, bounds).masked_fill(head.targets_N == -100, 0.0)

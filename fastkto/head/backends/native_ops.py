@@ -41,7 +41,7 @@ class Statistics:
         """Close the sums: logsumexp, log-probs, entropy, mean logit, rounded once to float32."""
         log_sum_N = self.sum_N.log()
         lse_N = self.max_N + log_sum_N
-        logps_N = (self.target_N - lse_N).masked_fill_(head.targets_N == -100, 0.0).float()
+        logps_N = (self.target_N - lse_N).masked_fill_(head.ignored_N, 0.0).float()
         if not stats:
             return HeadOutputs(logps_N, lse_N.float(), None, None, None)
         entropy_N = log_sum_N - self.weighted_N / self.sum_N

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from fastkto.head.backends.base import Coefficients, HeadGradients, HeadInputs, HeadOutputs, Wanted
-from fastkto.head.backends.blocks import largest_block, row_blocks, spread
-from fastkto.head.backends.loss_terms import Epilogue
+from fastkto.head.backends.blocks import largest_block, most_positions, row_blocks
+from fastkto.head.backends.loss_terms import TorchTerms
 from fastkto.head.backends.products import (
     accumulate,
     cast,
@@ -50,7 +50,7 @@ class Folded:
 
     def finish(self, head: HeadInputs, unit_dx_ND: torch.Tensor | None) -> HeadOutputs:
         """Close the sums: logsumexp, log-probs, entropy, mean logit."""
-        ignored_N = head.targets_N == -100
+        ignored_N = head.ignored_N
         lse_N = self.max_N + self.sum_N.log()
         logps_N = (self.target_N - lse_N).masked_fill(ignored_N, 0.0)
         if unit_dx_ND is not None:
@@ -61,8 +61,8 @@ class Folded:
         return HeadOutputs(logps_N, lse_N, entropy_N, self.total_N / head.weight_VD.shape[0], unit_dx_ND)
 
 
-class TileBackend(Epilogue):
-    """Pure torch. A subclass replaces `fold` and `to_gradient`, the two passes over a tile."""
+class TileBackend(TorchTerms):
+    """Pure torch. A subclass can take more from each tile of logits, in `fold`."""
 
     name = "tiles"
     columns = 8192
@@ -96,7 +96,7 @@ class TileBackend(Epilogue):
 
     def backward(self, head: HeadInputs, lse_N: torch.Tensor, grad_N: torch.Tensor, wanted: Wanted) -> HeadGradients:
         """Recompute each tile, turn it into d logits, two GEMMs into sums of `sum_dtype`."""
-        grad_N = grad_N.to(head.sum_dtype).masked_fill(head.targets_N == -100, 0.0)
+        grad_N = grad_N.to(head.sum_dtype).masked_fill(head.ignored_N, 0.0)
         dx_ND = torch.zeros_like(head.hidden_ND, dtype=head.sum_dtype) if wanted.hidden else None
         dw_VD = torch.empty_like(head.weight_VD) if wanted.weight else None
         db_V = torch.empty_like(head.bias_V) if wanted.bias and head.bias_V is not None else None
@@ -132,15 +132,11 @@ class TileBackend(Epilogue):
             for want, x in zip(wanted, (head.hidden_ND, head.weight_VD, head.bias_V), strict=True)
         )
         outputs: list[HeadOutputs] = []
-        positions = self._block_positions(head)
-        for first, last in row_blocks(cu_seqlens, positions):
-            bounds = list(cu_seqlens[first : last + 1])
-            begin, count = bounds[0], bounds[-1] - bounds[0]
-            block = head.rows(begin, begin + count)
-            out, kept = self._forward_keeping(block, stats=stats, keep=count <= positions)
+        for rows in row_blocks(cu_seqlens, most_positions(self.block_bytes, head, head.sum_dtype)):
+            begin, block = rows.positions.start, head.rows(rows.positions)
+            out, kept = self._forward_keeping(block, stats=stats, keep=rows.fits)
             outputs.append(out)
-            grad_B = coefficients(slice(first, last), out.logps_N, bounds).to(head.sum_dtype)
-            grad_N = spread(grad_B, bounds).masked_fill(block.targets_N == -100, 0.0)
+            grad_N = rows.upstream(coefficients, out.logps_N, block)
             for start, weight, bias in self._vocabulary(block):
                 dw = None if dw_VD is None else dw_VD[start : start + weight.shape[0]]
                 db = None if db_V is None else db_V[start : start + weight.shape[0]]
@@ -162,7 +158,7 @@ class TileBackend(Epilogue):
         tile = rows * min(vocabulary, self.columns)
         kept = 0
         if cu_seqlens is not None:
-            most = self._block_positions(head)
+            most = most_positions(self.block_bytes, head, head.sum_dtype)
             kept = -(-largest_block(cu_seqlens, most) // rows) * rows * vocabulary
         return itemsize * (3 * tile + kept) + wider_sums(head, wanted, itemsize)
 
@@ -220,10 +216,6 @@ class TileBackend(Epilogue):
         count, rows = head.hidden_ND.shape[0], fixed_rows(head.hidden_ND.device)
         for start in range(0, count, rows):
             yield slice(start, min(start + rows, count))
-
-    def _block_positions(self, head: HeadInputs) -> int:
-        itemsize = torch.finfo(head.sum_dtype).bits // 8
-        return max(1, self.block_bytes // (itemsize * head.weight_VD.shape[0]))
 
 
 def wider_sums(head: HeadInputs, wanted: Wanted, itemsize: int) -> int:

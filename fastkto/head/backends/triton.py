@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from fastkto.head.backends.base import Coefficients, HeadGradients, HeadInputs, HeadOutputs, Wanted
-from fastkto.head.backends.blocks import largest_block, row_blocks, spread
-from fastkto.head.backends.loss_terms import RowSums, Settings, Terms
+from fastkto.head.backends.blocks import largest_block, most_positions, row_blocks, spread
+from fastkto.head.backends.loss_terms import RowSums, Terms
+from fastkto.losses.kto import LossSettings
 
 
 class TritonBackend:
@@ -50,30 +51,28 @@ class TritonBackend:
 
         More than one block adds dW up in float32: for a 16-bit weight, V x D x 4 bytes beside its gradient.
         """
-        bounds = list(cu_seqlens)
+        cu_seqlens = list(cu_seqlens)
         if not (wanted.weight or wanted.bias):
-            return self._frozen(head, bounds, coefficients, stats=stats)
-        positions = max(1, self.block_bytes // (head.compute_dtype.itemsize * head.weight_VD.shape[0]))
-        blocks = list(row_blocks(bounds, positions))
-        one = len(blocks) == 1 and bounds[-1] <= positions
+            return self._frozen(head, cu_seqlens, coefficients, stats=stats)
+        blocks = row_blocks(cu_seqlens, most_positions(self.block_bytes, head, head.compute_dtype))
+        one = len(blocks) == 1 and blocks[0].fits
         out = _empty_outputs(head, stats=stats)
         dx_ND = torch.empty_like(head.hidden_ND) if wanted.hidden else None
         dw_VD, db_V = (
             _gradient_memory(x if want else None, head, one=one)
             for want, x in ((wanted.weight, head.weight_VD), (wanted.bias, head.bias_V))
         )
-        for first, last in blocks:
-            inner, part = bounds[first : last + 1], slice(bounds[first], bounds[last])
-            block, rows = _head(head.rows(part.start, part.stop)), slice(first, last)
+        for rows in blocks:
+            part, block = rows.positions, _head(head.rows(rows.positions))
             kept = None
-            if part.stop - part.start <= positions:
+            if rows.fits:
                 found, kept = kernels().block_forward(block, stats=stats)
             else:
                 found, _ = kernels().forward(block, stats=stats)
             for whole, piece in zip(out[:4], found, strict=True):
                 if whole is not None:
                     whole[part] = piece
-            grad_N = spread(coefficients(rows, found.logps, inner), inner)
+            grad_N = spread(coefficients(rows.rows, found.logps, rows.cu_seqlens), rows.cu_seqlens)
             dx = None if dx_ND is None else dx_ND[part]
             if kept is not None:
                 kernels().block_backward(block, found, kept, grad_N, dx=dx, dw=dw_VD, db=db_V, accumulate=not one)
@@ -93,22 +92,26 @@ class TritonBackend:
         if not wanted.weight or cu_seqlens is None:
             budget = kernels().CHUNK_BYTES if wanted.weight else kernels().FROZEN_BYTES
             return min(logits, budget) + kernels().FORWARD_BYTES
-        most = max(1, self.block_bytes // (head.compute_dtype.itemsize * vocabulary))
+        most = most_positions(self.block_bytes, head, head.compute_dtype)
         kept = head.compute_dtype.itemsize * largest_block(cu_seqlens, most) * vocabulary
         wider = 4 * head.weight_VD.numel() if positions > most and head.weight_VD.element_size() < 4 else 0
         return kept + wider + kernels().FORWARD_BYTES
 
-    def row_sums(self, logps_N: torch.Tensor, bounds: Sequence[int], ref_logps_B: torch.Tensor | None) -> RowSums:
+    def row_sums(self, logps_N: torch.Tensor, cu_seqlens: Sequence[int], ref_logps_B: torch.Tensor | None) -> RowSums:
         """One launch for all rows."""
-        offsets = torch.tensor(bounds).sub_(bounds[0]).to(logps_N.device, non_blocking=True)
-        ref_logps_B = logps_N.new_zeros(len(bounds) - 1) if ref_logps_B is None else ref_logps_B.to(logps_N.dtype)
-        return RowSums(*kernels().row_sums(logps_N, offsets, ref_logps_B))
+        on_device = torch.tensor(cu_seqlens).sub_(cu_seqlens[0]).to(logps_N.device, non_blocking=True)
+        ref_logps_B = logps_N.new_zeros(len(cu_seqlens) - 1) if ref_logps_B is None else ref_logps_B.to(logps_N.dtype)
+        return RowSums(*kernels().row_sums(logps_N, on_device, ref_logps_B))
 
     def terms(
-        self, rows: RowSums, labels_B: torch.Tensor, kl_sum_and_count: torch.Tensor | None, loss: Settings
+        self,
+        rows: RowSums,
+        labels_B: torch.Tensor,
+        kl_sum_and_count: torch.Tensor | None,
+        loss: LossSettings,
+        num_rows: float | torch.Tensor,
     ) -> Terms:
         """One launch."""
-        num_rows = loss.num_rows
         if not isinstance(num_rows, torch.Tensor):
             num_rows = rows.logps_B.new_full((1,), num_rows)
         weights = {"desirable_weight": loss.desirable_weight, "undesirable_weight": loss.undesirable_weight}
@@ -116,12 +119,12 @@ class TritonBackend:
         return Terms(*kernels().kto_terms(sums, labels_B, kl_sum_and_count, num_rows, beta=loss.beta, **weights))
 
     def _frozen(
-        self, head: HeadInputs, bounds: list[int], coefficients: Coefficients, *, stats: bool
+        self, head: HeadInputs, cu_seqlens: list[int], coefficients: Coefficients, *, stats: bool
     ) -> tuple[HeadOutputs, HeadGradients]:
         out = self.forward(head, stats=stats, unit_dx=True)
-        grad_B = coefficients(slice(0, len(bounds) - 1), out.logps_N, bounds)
+        grad_B = coefficients(slice(0, len(cu_seqlens) - 1), out.logps_N, cu_seqlens)
         assert out.unit_dx_ND is not None
-        dx_ND = out.unit_dx_ND.mul_(spread(grad_B, bounds)[:, None])
+        dx_ND = out.unit_dx_ND.mul_(spread(grad_B, cu_seqlens)[:, None])
         return out._replace(unit_dx_ND=None), HeadGradients(dx_ND, None, None)
 
 

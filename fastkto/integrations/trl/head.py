@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from fastkto.errors import InputError
 from fastkto.head.backends.base import HeadInputs
 from fastkto.head.backends.tiles import Folded, TileBackend
-from fastkto.head.logprobs import prepare, token_logprobs, token_stats
+from fastkto.head.logprobs import head_inputs, token_logprobs, token_stats
 from fastkto.integrations.versions import require_parameters, require_version
 
 KNOWN = ("1.16.0",)
@@ -98,7 +98,7 @@ class TRLHead:
         """
         if hasattr(weight, "ds_id"):
             fix = "Leave patch_trl_head out under ZeRO-3."
-            raise InputError("lm_head.weight", "sharded by ZeRO-3", "a weight that the backward finds whole", fix)
+            raise InputError("lm_head.weight", "sharded by ZeRO-3", "a weight that is whole in the backward", fix)
         softcap = None if final_logit_softcapping is None else final_logit_softcapping / temperature
         scale = logit_scale / temperature
         entropy = mean_logits = log_sum_sq_probs = is_top1 = None
@@ -111,7 +111,7 @@ class TRLHead:
             entropy = _Entropy.apply(entropy, hidden, weight, bias, targets, *rest)
         if "log_sum_sq_probs" in outputs or "is_top1" in outputs:
             with torch.no_grad():
-                extras = _Extras(prepare(hidden, weight, targets, bias, softcap, scale)[0])
+                extras = _Extras(head_inputs(hidden, weight, targets, bias, softcap, scale)[0])
             log_sum_sq_probs = extras.log_sum_sq_probs_N if "log_sum_sq_probs" in outputs else None
             is_top1 = extras.is_top1_N if "is_top1" in outputs else None
         entropy = entropy if "entropy" in outputs else None

@@ -16,12 +16,14 @@ from fastkto.engines import refuse_data_parallel
 from fastkto.errors import InputError
 from fastkto.integrations.trl.rows import TRLCollator
 from fastkto.integrations.versions import require_parameters, require_version
+from fastkto.losses.kto import LossSettings
 from fastkto.step import Reference
 from fastkto.step.metrics import Sums, figures, step_sums
-from fastkto.step.micro_step import LossSettings, kto_step, row_logps
+from fastkto.step.micro_step import ReferenceLogps, kto_step, row_logps
 from fastkto.training.batching import choose_collator
-from fastkto.trunk.modules import check_head, find_head, install_scorer, unwrap_peft
-from fastkto.trunk.run import Batch, Forward
+from fastkto.trunk.modules import find_head, unwrap_peft
+from fastkto.trunk.run import Batch, ModelRun
+from fastkto.trunk.scorer import teach_scorer
 
 KNOWN = ("1.9.0", "1.16.0")
 SEAMS = {
@@ -48,7 +50,7 @@ class KTOTrainer(_TRL):
     """
 
     data_collator: Any
-    _forward: Forward | None = None
+    _model_run: ModelRun | None = None
 
     @functools.wraps(_TRL.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -67,7 +69,7 @@ class KTOTrainer(_TRL):
 
     def _set_up(self) -> None:
         """Teach the models to hand over hidden states, and choose packed or padded batches by trying."""
-        if self._forward is not None:
+        if self._model_run is not None:
             return
         refuse_data_parallel(self.args)  # TRL 1.9 does not
         if self._is_vision_dataset:
@@ -77,24 +79,21 @@ class KTOTrainer(_TRL):
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # which the reference is by now
         for model in (self.model, self.ref_model):
             if model is not None:
-                base = unwrap_peft(self.accelerator.unwrap_model(model))
-                install_scorer(base)
-                if model is self.model or not sharded:
-                    check_head(base)
+                teach_scorer(self.accelerator.unwrap_model(model), check=model is self.model or not sharded)
         plain = find_head(unwrap_peft(self.model)).plain
-        self._forward = Forward(self.model, plain_head=plain, router_logits=self.aux_loss_enabled)
+        self._model_run = ModelRun(self.model, plain_head=plain, router_logits=self.aux_loss_enabled)
         names = ("loss_type", "max_length", "pad_to_multiple_of", "bf16", "fp16", "torch_compile")
         given = {name: getattr(self.args, name) for name in names}
         options: Any = SimpleNamespace(packing=None, max_tokens_per_forward=None, **given)
         own = self.data_collator
-        collator = choose_collator(self._forward, self.train_dataset, options, pad_token_id=own.pad_token_id)
+        collator = choose_collator(self._model_run, self.train_dataset, options, pad_token_id=own.pad_token_id)
         self.data_collator = TRLCollator(collator, own)
         # it would cut and join batches by rows, which ours do not survive
         self.accelerator.dataloader_config.dispatch_batches = False
 
-    def _runs(self, model: Any) -> Forward:
-        assert self._forward is not None
-        return self._forward._replace(model=model)
+    def _runs(self, model: Any) -> ModelRun:
+        assert self._model_run is not None
+        return self._model_run._replace(model=model)
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         self._set_up()  # TRL's constructor comes here before it ends
@@ -102,6 +101,9 @@ class KTOTrainer(_TRL):
 
     def compute_ref_log_probs(self, model: Any, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Log-probs under the reference, (B,) of the rows and of their mismatched pairs; `model` is not looked at."""
+        return self._reference_logps(inputs)[:2]
+
+    def _reference_logps(self, inputs: Batch) -> ReferenceLogps:
         return Reference(self._runs(self.model), self.ref_model, None, self.accelerator)(inputs)
 
     def _compute_kl_logps(self, model: Any, batch: Batch) -> torch.Tensor | None:
@@ -109,16 +111,15 @@ class KTOTrainer(_TRL):
 
     def _compute_loss(self, model: Any, inputs: Batch, return_outputs: bool) -> Any:
         if self.precompute_ref_logps:
-            ref_logps, ref_kl_logps = inputs["ref_logps"], inputs.get("ref_KL_logps")
+            reference = ReferenceLogps(inputs["ref_logps"], inputs.get("ref_KL_logps"))
         else:
-            ref_logps, ref_kl_logps = self.compute_ref_log_probs(self.ref_model, inputs)
+            reference = self._reference_logps(inputs)
         # autocast: a model that has not been through `train` is not wrapped in it, the reference always is
         with self.accelerator.autocast():
             out, aux_loss = kto_step(
                 self._runs(model),
                 inputs,
-                ref_logps,
-                ref_kl_logps,
+                reference,
                 LossSettings(self.beta, self.desirable_weight, self.undesirable_weight, self.loss_type),
                 num_rows=None,
                 reduce=self._sum_over_ranks if self.accelerator.num_processes > 1 else None,

@@ -38,7 +38,7 @@ def checkpoint_folder(asked: "str | os.PathLike[str] | bool | None", output_dir:
         raise InputError("resume_from_checkpoint", str(asked), f"a folder that holds {TRAINER_STATE_NAME}", fix)
     if (reason := why_torn(folder)) is not None:
         others = [other.name for other in _newest_first(folder.parent) if why_torn(other) is None]
-        fix = f"Name {others[0]}, the newest that is whole." if others else "Start anew: no other is whole."
+        fix = f"Name {others[0]}, the newest that is whole." if others else "Start over: no other is whole."
         raise InputError("resume_from_checkpoint", str(asked), f"a whole checkpoint, but {reason}", fix)
     return os.fspath(asked)
 
@@ -80,7 +80,7 @@ def check_fits(checkpoint: str, model: Any) -> None:
         return  # another engine's format, which checks by itself
     if adapter != files[0].name.startswith("adapter"):
         kinds = ("all weights", "an adapter")
-        fix = "Set use_peft as it was in the run that wrote it, or start anew."
+        fix = "Set use_peft as it was in the run that wrote it, or start over."
         expected = f"a checkpoint of {kinds[adapter]}"
         raise InputError("resume_from_checkpoint", checkpoint, f"{expected}, not of {kinds[not adapter]}", fix)
     suffix = f".{model.active_adapter}" if adapter else ""
@@ -98,7 +98,7 @@ def check_fits(checkpoint: str, model: Any) -> None:
 
 
 def _of_another_model(checkpoint: str, what: str) -> InputError:
-    fix = "Name the model that the run was started with, or start anew."
+    fix = "Name the model that the run was started with, or start over."
     return InputError("resume_from_checkpoint", checkpoint, f"a checkpoint of this model, but {what}", fix)
 
 
@@ -126,7 +126,7 @@ def _newest_whole(output_dir: Path) -> str:
             return str(folder)
         logger.warning(f"{folder} is torn ({reason}): the checkpoint before it is used.")
         found = f", but in {folder.name} {reason}"
-    fix = "Leave resume_from_checkpoint out to start anew."
+    fix = "Leave resume_from_checkpoint out to start over."
     raise InputError("resume_from_checkpoint", True, f"a whole checkpoint-* folder in {output_dir}{found}", fix)
 
 

@@ -91,7 +91,7 @@ class FiniteWatch(TrainerCallback):
         if self.action == "stop":
             fix += ' on_nonfinite="skip" leaves such steps out and counts them.'
         else:
-            what = f"{what}, {self.in_a_row} steps one after another"
+            what = f"{what}, {self.in_a_row} consecutive steps"
         if not self.too_late and str(getattr(args.save_strategy, "value", args.save_strategy)) != "no":
             control.should_save = True
             fix += f" checkpoint-{state.global_step + 1} holds the weights from before it."

@@ -60,6 +60,6 @@ class Interruption(TrainerCallback):
         if state.is_world_process_zero:
             logger.warning(
                 f"SIGTERM: stopped after step {state.global_step}, saved in "
-                f"{args.output_dir}/checkpoint-{state.global_step}. Go on with resume_from_checkpoint=true."
+                f"{args.output_dir}/checkpoint-{state.global_step}. Resume with resume_from_checkpoint=true."
             )
         raise SystemExit(EXIT_CODE)

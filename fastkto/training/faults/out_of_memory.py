@@ -1,7 +1,7 @@
 """Out of memory, said in terms of the batch that did not fit and of what makes it smaller."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,24 +13,16 @@ ALLOCATORS_SAY = ("out of memory", "can't allocate memory", "not enough memory",
 
 
 @contextlib.contextmanager
-def naming_the_batch(
-    batch: dict[str, Any], args: KTOConfig, what_fits: Callable[[], str] = lambda: ""
-) -> Iterator[None]:
-    """Turn an allocation that fails into `InputError`; `auto_find_batch_size` needs the allocator's own.
-
-    `what_fits` says which batch and length would not have failed; asked after the memory of the step is free again.
-    """
-    failed = None
+def naming_the_batch(batch: dict[str, Any], args: KTOConfig) -> Iterator[None]:
+    """Turn an allocation that fails into `InputError`; `auto_find_batch_size` needs the allocator's own."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if args.auto_find_batch_size or not out_of_memory(error):
             raise
         failed = error.with_traceback(None)  # its frames hold the step's tensors
-    if failed is not None:
-        said = (str(failed) or type(failed).__name__).splitlines()[0]
-        fix = " ".join(filter(None, [_fix(args), what_fits()]))
-        raise InputError("memory", describe(batch), f"a batch that fits ({said})", fix) from failed
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError("memory", describe(batch), f"a batch that fits ({said})", _fix(args)) from failed
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -47,7 +39,7 @@ def describe(batch: dict[str, Any]) -> str:
     if "sequences" in batch:
         forwards = [sequence["input_ids"].shape[1] for sequence in batch["sequences"]]
         return f"{text}, with its KL rows {max(forwards)} tokens in the largest of {len(forwards)} forwards"
-    return f"{text}, padded to {batch['input_ids'].shape[1]} a row"
+    return f"{text}, padded to {batch['input_ids'].shape[1]} per row"
 
 
 def _fix(args: KTOConfig) -> str:
@@ -66,4 +58,5 @@ def _fix(args: KTOConfig) -> str:
     if not args.precompute_ref_log_probs:
         knobs.append("precompute_ref_log_probs=True, which needs no second model")
     knobs.append(f"a max_length below {args.max_length}")
-    return f"Try, in this order: {'; '.join(knobs)}."
+    plan = "To see what fits, run `fastkto plan` with the same settings and --memory, e.g. --memory 24GiB."
+    return f"Try, in this order: {'; '.join(knobs)}. {plan}"

@@ -3,7 +3,6 @@
 import errno
 import math
 import os
-import re
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,12 +12,11 @@ import torch
 from faults.disk import FullDisk
 from poison import poison, spoiled
 from tiny import tiny_llama
-from tiny_trainer import config, noisy, rows, steps, trainer
+from tiny_trainer import noisy, rows, steps, trainer
 from transformers import TrainerCallback
 
 from fastkto import KTOConfig
 from fastkto.errors import InputError
-from fastkto.tools.plan import Model, peak_by_part, rows_of, total
 from fastkto.training.faults.checkpoints import why_torn
 from fastkto.training.faults.out_of_memory import out_of_memory
 
@@ -92,7 +90,7 @@ def test_a_run_that_only_skips_ends(tmp_path):
     t = trainer(tmp_path, ref_model=noisy(tiny_llama()), max_steps=40, on_nonfinite="skip", train_dataset=rows(12))
     with torch.no_grad():
         t.reference.model.lm_head.weight[9] = math.nan
-    with pytest.raises(InputError, match=r"^loss: .*the reference's log-prob of rows .* at step 10, 10 steps"):
+    with pytest.raises(InputError, match=r"^loss: .*the reference's log-prob of rows .*, 10 consecutive steps"):
         t.train()
     assert t.state.global_step == 10
 
@@ -138,9 +136,8 @@ def test_sigterm_saves_a_checkpoint_and_ends(save, tmp_path, warnings):
 # Memory
 
 
-def test_out_of_memory_names_the_batch_and_the_knobs(tmp_path, monkeypatch):
+def test_out_of_memory_names_the_batch_the_knobs_and_the_plan(tmp_path):
     """A real allocation that fails, in the middle of a step."""
-    monkeypatch.setattr("fastkto.tools.plan.device_bytes", lambda device: 2**20)
     t = trainer(tmp_path, per_device_train_batch_size=6, gradient_checkpointing=False)
     t.model.model.layers[1].register_forward_pre_hook(lambda *_: torch.empty(2**50) if t.is_in_train else None)
     with pytest.raises(InputError, match=r"^memory: got 'a batch of 6 rows and \d+ tokens, with its KL rows") as caught:
@@ -152,30 +149,15 @@ def test_out_of_memory_names_the_batch_and_the_knobs(tmp_path, monkeypatch):
         "gradient_checkpointing=True",
         "precompute_ref_log_probs=True",
         "max_length below 1024",
-        "believes, no batch of this model with these settings fits",
+        "To see what fits, run `fastkto plan`",
     ):
         assert words in str(caught.value)
-
-
-def test_out_of_memory_names_what_the_plan_believes_fits(tmp_path, monkeypatch):
-    model, args = Model.of(tiny_llama()), config(tmp_path)
-    room = max(total(peak_by_part(model, args, rows_of(*size))) for size in ((4, 512), (2, 1024)))
-    monkeypatch.setattr("fastkto.tools.plan.device_bytes", lambda device: room)
-    monkeypatch.setattr("fastkto.tools.plan.process_bytes", lambda device: 0)
-    t = trainer(tmp_path, max_length=1024)
-    t.model.model.layers[1].register_forward_pre_hook(lambda *_: torch.empty(2**50) if t.is_in_train else None)
-    with pytest.raises(
-        InputError, match=r"`fastkto plan` believes, max_length=(\d+) with 4 rows or 2 rows of"
-    ) as caught:
-        t.train()
-    length = int(re.search(r"max_length=(\d+) with", str(caught.value))[1])
-    assert 448 <= length <= 640
 
 
 def test_out_of_memory_in_an_evaluation_is_named_too(tmp_path):
     t = trainer(tmp_path, packing=False, max_tokens_per_forward=64)
     t.model.model.layers[1].register_forward_pre_hook(lambda *_: torch.empty(2**50))
-    with pytest.raises(InputError, match=r"^memory: got 'a batch of 5 rows .* padded to \d+ a row'") as caught:
+    with pytest.raises(InputError, match=r"^memory: got 'a batch of 5 rows .* padded to \d+ per row'") as caught:
         t.evaluate(rows(5))
     assert "lower max_tokens_per_forward (now 64)" in str(caught.value)
 
@@ -203,7 +185,7 @@ def test_a_full_disk_leaves_no_half_a_checkpoint(size, tmp_path):
     settings = {"train_dataset": rows(20), "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     t = trainer(tmp_path, callbacks=[At(4, full.__enter__)], logging_steps=50, **settings)
     try:
-        with pytest.raises(InputError, match="^output_dir: got .*expected a place that takes") as caught:
+        with pytest.raises(InputError, match="^output_dir: got .*expected a place where") as caught:
             t.train()
     finally:
         full.__exit__()
