@@ -148,25 +148,6 @@ def test_a_template_that_renders_the_prompt_differently_alone(caplog):
     assert "(3 of 3 rows)" in caplog.text
 
 
-def test_prompts_cut_by_different_completions_still_share_a_key():
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    vocab = {token: i for i, token in enumerate(["a", "b", "c", "ab", "</s>"])}
-    core = Tokenizer(models.BPE(vocab=vocab, merges=[("a", "b")]))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
-    tokens = run(text_rows(("ca", "b"), ("ca", "c")), tokenizer)
-    assert tokens["prompt_ids"][:] == [[2], [2, 0]]
-    assert len({*tokens["prompt_key"]}) == 1
-
-
-def test_keys_tell_prompts_apart():
-    keys = [prompt_key(prompt) for prompt in ([], [0], [0, 0], [1], [256], [1, 2], [2, 1])]
-    assert len({*keys}) == len(keys)
-    assert all(-(2**63) <= key < 2**63 for key in keys)
-    assert prompt_key([1, 2, 3]) == -5405627362230748553
-
-
 def test_columns_and_types():
     tokens = run(text_rows(("a", "b"), ("c", "d")), tiny_tokenizer(chat=False))
     assert tuple(tokens.column_names) == COLUMNS
