@@ -59,7 +59,7 @@ def own() -> Environment:
 
 
 def make(name: str, folder: Path, torch: str, pythons: dict[str, str]) -> Environment:
-    """Make the environment in the folder, or bring the one that is there up to date.
+    """Make the environment in the folder anew: what an earlier one held would be tried too.
 
     `torch` is a requirement and options of pip, such as an index, which then hold for torch of every version.
     """
@@ -76,7 +76,7 @@ def make(name: str, folder: Path, torch: str, pythons: dict[str, str]) -> Enviro
     torch_of_row = next(package for package in wanted.packages if package.startswith("torch=="))
     pip = [str(python), "-m", "pip", "install", "--quiet"]
     for command in (
-        [interpreter, "-m", "venv", str(folder / "venv")],
+        [interpreter, "-m", "venv", "--clear", str(folder / "venv")],
         [*pip, "--upgrade", "pip", SETUPTOOLS],
         [*pip, torch_of_row, *options],
         [*pip, "--no-build-isolation", "--constraint", str(constraints), "--editable", f"{source}[test]"],

@@ -116,6 +116,7 @@ def run(
             trainer = library.KTOTrainer(policy, **kwargs)
         else:
             trainer = library.KTOTrainer(policy, ref_model=base, **kwargs)
+    trainer.accelerator.gradient_accumulation_steps = 1  # transformers 5.5 divides TRL's loss once more
     raw = spy_on_k(kind, trainer)
     trainer.train()
     return [line for line in trainer.state.log_history if "loss" in line], raw
