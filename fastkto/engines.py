@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from fastkto.errors import InputError
 
@@ -35,7 +36,17 @@ def partitioned(model: nn.Module) -> bool:
 
 def absent(model: nn.Module) -> bool:
     """Whether weights are on no device, and cannot be gathered either: another rank's, or of no checkpoint."""
-    return any(p.is_meta or not (p.numel() or hasattr(p, "ds_id")) for p in model.parameters())
+    return left_to_first_rank() or any(p.is_meta or not (p.numel() or hasattr(p, "ds_id")) for p in model.parameters())
+
+
+def left_to_first_rank() -> bool:
+    """Whether FSDP takes this rank's weights from the first one, and `from_pretrained` put none here."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return False
+    from transformers.integrations.fsdp import is_fsdp_enabled
+    from transformers.modeling_utils import is_local_dist_rank_0
+
+    return bool(is_fsdp_enabled() and not is_local_dist_rank_0())
 
 
 def whole_shape(parameter: torch.Tensor) -> torch.Size:
@@ -54,6 +65,37 @@ def whole(parameter: torch.Tensor) -> Iterator[None]:
 
     with deepspeed.zero.GatheredParameters([parameter]):
         yield
+
+
+def part_of(parameter: Any, value: torch.Tensor) -> torch.Tensor:
+    """What this rank holds of a whole value that can stand for the parameter, cut as that is. A collective."""
+    if hasattr(parameter, "ds_id"):
+        import deepspeed
+
+        own = parameter.ds_tensor.clone()
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            parameter.data.copy_(value)
+        part: torch.Tensor = parameter.ds_tensor.clone()
+        parameter.ds_tensor.copy_(own)
+        return part
+    if isinstance(parameter, DTensor):
+        given = torch.empty_like(value, device="cpu") if value.is_meta else value
+        given = given.to(parameter.device, parameter.dtype)
+        return distribute_tensor(given, parameter.device_mesh, parameter.placements).to_local()
+    return value.to(parameter.device, parameter.dtype)
+
+
+@torch.no_grad()
+def exchanged(parameter: Any, part: torch.Tensor) -> torch.Tensor:
+    """Put a part (`part_of`) in the parameter's place; what stood there."""
+    if not hasattr(parameter, "ds_id") and not isinstance(parameter, DTensor):
+        before: torch.Tensor = parameter.data
+        parameter.data = part
+        return before
+    own = parameter.ds_tensor if hasattr(parameter, "ds_id") else parameter.to_local()  # engines hold on to these
+    before = own.clone()
+    own.copy_(part)
+    return before
 
 
 @contextmanager
