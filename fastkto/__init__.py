@@ -2,6 +2,10 @@
 
 `import fastkto` needs torch and the standard library; the rest is imported when it is asked for. A public name stands
 in four places, which a test compares: the imports that type checkers read, `_ROOMS`, `__all__` and docs/api.md.
+
+The way of a row: rows -> pairs -> batch -> trunk -> head -> step -> training; each folder opens with what is in it.
+`config` has the settings, `errors` the form of every message, `engines` what FSDP and DeepSpeed need, `disk` what a
+full or read-only disk says.
 """
 
 import importlib

@@ -2,7 +2,7 @@
 
 In: rows with `prompt_ids`, `completion_ids` and `label`. Out: a dict, described in `PackingCollator` and `PaddedBatch`.
 
-    targets_and_kl  the ids of [x y] and of [x y'] (`pairs/matching` chooses the y'), cut at `max_length`; content keys
+    targets_and_kl  the ids of [x y] and of [x y'] (`pairs/matching` chooses the y'), cut at `max_length`; keys
     packed          the order of tokens in a sequence, their positions, which are scored, the split at `max_tokens`
     padded          the same in a rectangle, for models that cannot be packed
     layout          offsets by which the attention finds the rows; what a layer keeps for its KL rows

@@ -11,7 +11,7 @@ would have computed from logits: its loss under TRL, Axolotl and Liger, the log-
     liger         Liger's `LigerFusedLinearKTOLoss`, a loss class and no trainer
     padded        what halos, llamafactory and swift share: log-probs of a padded batch in place of logits
     logit_sums    sums of logits, which some hosts log
-    versions      is this version known, and are the functions that we replace as they were?
+    versions      is this version known, and are the functions that we replace as they were? Each module names both
 
 Every host has a page in `docs/`, and a test in `tests/compat/` that compares its own path with ours (that of HALOs,
 which is not a package, with a stand-in).

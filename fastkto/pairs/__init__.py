@@ -3,7 +3,7 @@
 In: of every row its label and the keys of its prompt and conversation; nothing here reads a token. Out: for a
 micro-batch, whose completion goes behind each prompt; for an epoch, the order of the rows; for a data set, the weights.
 
-    matching   the pairing of one micro-batch: a rotation, else the nearest valid matching
+    matching   the pairing of one micro-batch: a rotation, else the valid matching nearest to it
     conflicts  which rows must not exchange completions; whether a data set can be paired at all, and the error if not
     repair     swaps between micro-batches until each of them can be paired
     sampler    the order of an epoch: random, sequential, stratified or by length; a strategy is added here

@@ -7,7 +7,7 @@ In: a model and a batch of `batch/`. Out: what the scorer returns; it runs insid
     modules      the model: its head with softcap and scale, dropout, the auxiliary loss
     layer_split  every layer in two parts, targets with a graph and KL rows without; checkpointing; routers' logits
     attention    the function that transformers calls: the keywords it takes, and the models it refuses
-    segments     attention one row at a time on any device: windows, dropout, softcap
+    segments     attention one row at a time on any device: windows (in positions, KL rows too), dropout, softcap
     varlen       the same for all rows in one CUDA kernel
     heap         memory that the C library keeps, given back between layers
 
