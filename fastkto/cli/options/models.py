@@ -17,9 +17,10 @@ def load_tokenizer(
     template = read_chat_template(chat_template)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # an older transformers asks for a package of an empty folder
+        says = " ".join(str(error).split())
         raise InputError(
-            "model", name, "a model whose tokenizer can be loaded", f"transformers says: {error}"
+            "model", name, "a model whose tokenizer can be loaded", f"transformers says: {says}"
         ) from error
     if template is None:
         return tokenizer
