@@ -15,17 +15,17 @@ from fastkto.engines import shards
 from fastkto.errors import InputError
 from fastkto.step.logp_cache import LogpCache
 from fastkto.step.micro_step import ReferenceLogps, row_logps
-from fastkto.step.reference_model import fingerprint, reference_adapter
-from fastkto.trunk.modules import evaluating, is_peft_model
+from fastkto.step.reference_model import fingerprint
+from fastkto.trunk.modules import evaluating
 from fastkto.trunk.run import Batch, ModelRun, num_forwards
 
 logger = logging.get_logger(__name__)
 
 
-def open_cache(folder: str, model: Any, tokenizer: Any, precision: str) -> LogpCache:
+def open_cache(folder: str, model: Any, tokenizer: Any, precision: str, *, adapter_off: bool = False) -> LogpCache:
     """The cache in a folder, for log-probs of this model on what this tokenizer makes of the rows."""
     about = {
-        "model": fingerprint(model, precision=precision),
+        "model": fingerprint(model, precision=precision, adapter_off=adapter_off),
         "tokenizer": _digest(sorted(tokenizer.get_vocab().items()), tokenizer.all_special_tokens),
         "chat_template": _digest(tokenizer.chat_template),
     }
@@ -36,6 +36,10 @@ def _digest(*values: object) -> str:
     return hashlib.blake2b(repr(values).encode(), digest_size=8).hexdigest()
 
 
+AsReference = Callable[[Any], AbstractContextManager[Any]]
+"""Makes the policy its own reference for a while: `StartingWeights.in_place`."""
+
+
 class Reference:
     """Log-probs of a micro-batch under the reference, of its rows and of its mismatched pairs.
 
@@ -43,8 +47,16 @@ class Reference:
     policy, so that its activations are gone when the policy's exist.
     """
 
-    def __init__(self, policy: ModelRun, model: Any | None, cache: LogpCache | None, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        policy: ModelRun,
+        model: Any | None,
+        cache: LogpCache | None,
+        accelerator: Accelerator,
+        as_reference: AsReference | None = None,
+    ) -> None:
         self.policy, self.model, self.cache, self.accelerator = policy.model, model, cache, accelerator
+        self._as_reference = as_reference
         self.run = policy._replace(router_logits=False)
         self.policy_moved = False
         uneven = policy.max_tokens is not None or cache is not None
@@ -97,7 +109,7 @@ class Reference:
         return torch.tensor(logps, dtype=torch.float64).to(batch["label"].device, non_blocking=True)
 
     def _compute(self, batch: Batch, forwards: int) -> dict[str, torch.Tensor]:
-        if self.policy_moved and self.model is None and not is_peft_model(self.policy):
+        if self.policy_moved and self.model is None and self._as_reference is None:
             raise InputError(
                 "precompute_ref_log_probs",
                 "a pair that was not scored before training",
@@ -105,8 +117,8 @@ class Reference:
                 "Pass this data as train_dataset or eval_dataset at construction, pass a ref_model, or switch it off.",
             )
         with contextlib.ExitStack() as stack:
-            if self.model is None and is_peft_model(self.policy):
-                stack.enter_context(reference_adapter(self.accelerator.unwrap_model(self.policy)))
+            if self.model is None and self._as_reference is not None:
+                stack.enter_context(self._as_reference(self.accelerator.unwrap_model(self.policy)))
             model = self.policy if self.model is None else self.model
             stack.enter_context(evaluating(model))
             stack.enter_context(self.accelerator.autocast())

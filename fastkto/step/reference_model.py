@@ -1,90 +1,120 @@
-"""The model that is the reference: a frozen copy, or the policy with its adapter switched off; and its fingerprint."""
+"""The model that is the reference: a frozen copy, or the policy as it was at the start; and its fingerprint."""
 
 import contextlib
 import copy
 import hashlib
 import json
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
-from fastkto.engines import whole
+from fastkto.engines import exchanged, part_of, whole
 from fastkto.errors import InputError
 from fastkto.trunk.modules import is_peft_model, unwrap_peft
 
-logger = logging.get_logger(__name__)
-
-REFERENCE_ADAPTER = "ref"
 NOT_COMPUTED_WITH = ("_name_or_path", "transformers_version", "use_cache")
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     """The reference of full fine-tuning: the policy as it is now, without gradients."""
     reference = copy.deepcopy(model)
+    hooks = [(module, module._hf_hook) for module in reference.modules() if hasattr(module, "_hf_hook")]
+    for module, hook in hooks:  # accelerate's, whose closures still call the policy's layers
+        from accelerate.hooks import add_hook_to_module, remove_hook_from_module
+
+        remove_hook_from_module(module)
+        add_hook_to_module(module, hook)
     return reference.requires_grad_(False).eval()
 
 
-def add_reference_adapter(model: Any) -> None:
-    """The reference of a PeftModel passed in: a frozen copy of its active adapter (TRL's rule)."""
-    name = model.active_adapter
-    if getattr(model.peft_config[name], "bias", "none") != "none":
-        expected = 'bias="none": peft holds one adapter with biases, and the reference is a frozen copy'
-        fix = "Pass ref_model, or give the base model and a peft_config."
-        raise InputError("model", f"an adapter with bias={model.peft_config[name].bias!r}", expected, fix)
-    if name == REFERENCE_ADAPTER:
-        fix = f"Rename it: {REFERENCE_ADAPTER!r} is the name of its frozen copy."
-        raise InputError("model", f"an adapter named {name!r}", "another name", fix)
-    if REFERENCE_ADAPTER in model.peft_config:
-        logger.warning(f"The adapter {REFERENCE_ADAPTER!r} is replaced by a frozen copy of {name!r} as it is now.")
-        model.delete_adapter(REFERENCE_ADAPTER)
-    model.add_adapter(REFERENCE_ADAPTER, model.peft_config[name])
-    parameters = dict(model.named_parameters())
-    for key, parameter in parameters.items():
-        parts = key.split(".")  # the adapter's name may come last: `lora_embedding_A.default`
-        if REFERENCE_ADAPTER in parts:
-            source = ".".join(name if part == REFERENCE_ADAPTER else part for part in parts)
-            parameter.data.copy_(parameters[source].data)
-            parameter.requires_grad_(False)
-    model.set_adapter(name)
+def check_separate(reference: Any, model: Any) -> None:
+    """Raise `InputError` where a reference shares memory with a weight that is trained."""
+    held = {p.data_ptr(): name for name, p in reference.named_parameters() if p.numel() and not p.is_meta}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.numel() and not parameter.is_meta and parameter.data_ptr() in held:
+            fix = "Pass a copy (copy.deepcopy), or leave ref_model out: the reference is then a frozen copy."
+            expected = f"weights of its own, but {held[parameter.data_ptr()]} is the policy's {name}"
+            raise InputError("ref_model", type(reference).__name__, expected, fix)
 
 
-@contextlib.contextmanager
-def reference_adapter(model: Any) -> Iterator[None]:
-    """The PeftModel as its own reference: with its frozen copy active, or with no adapter at all."""
-    if REFERENCE_ADAPTER not in model.peft_config:
-        with model.disable_adapter():
-            yield
-        return
-    active = model.active_adapter
-    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-    model.set_adapter(REFERENCE_ADAPTER)
-    try:
-        yield
-    finally:
-        model.set_adapter(active)
+class StartingWeights:
+    """The reference of a PeftModel: trained weights as they were at the start, in the place of what they are now.
+
+    `trained`: the weights that would make another model of it. `adapter_off`: besides, no adapter is active, so that
+    only weights of the base model are among them (TRL's rule for a new adapter).
+    """
+
+    file = "reference.safetensors"
+
+    def __init__(self, model: Any, trained: Iterable[str], *, adapter_off: bool) -> None:
+        self.adapter_off, names = adapter_off, set(trained)
+        self._whole: dict[str, torch.Tensor] = {}
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in trainable)
+            if name in names:
+                with whole(parameter):
+                    self._whole[name] = parameter.detach().clone()
+        self._parts: dict[str, torch.Tensor] = {}
+
+    @contextlib.contextmanager
+    def in_place(self, model: Any) -> Iterator[None]:
+        """Inside the block the model computes what it did at the start."""
+        flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        off: Any = model.disable_adapter() if self.adapter_off else contextlib.nullcontext()
+        self._exchange(model)
+        try:
+            with contextlib.ExitStack() as stack:
+                with warnings.catch_warnings(action="ignore"):  # peft's, of trained biases: they are put back
+                    stack.enter_context(off)
+                yield
+        finally:
+            self._exchange(model)
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+
+    def _exchange(self, model: Any) -> None:
+        torch.clear_autocast_cache()  # which would go on with what it has cast
+        for name, parameter in model.named_parameters():
+            if name in self._whole:
+                if name not in self._parts:
+                    self._parts[name] = part_of(parameter, self._whole[name])
+                self._parts[name] = exchanged(parameter, self._parts[name])
+
+    def save(self, checkpoint: str | Path) -> None:
+        """Put the weights into a checkpoint: a run that goes on from it has the reference of the one that began."""
+        if self._whole:
+            tensors = {name: value.cpu().contiguous() for name, value in self._whole.items()}
+            save_file(tensors, Path(checkpoint) / self.file)
+
+    def load(self, checkpoint: str | Path) -> None:
+        """Take them from there, where they are."""
+        path = Path(checkpoint) / self.file
+        if not self._whole or not path.is_file():
+            return
+        self._whole, self._parts = load_file(path), {}
 
 
-def fingerprint(model: Any, *, precision: str) -> str:
+def fingerprint(model: Any, *, precision: str, adapter_off: bool = False) -> str:
     """Content of a model as a reference: configuration, names, shapes, dtypes and bytes of what it computes with.
 
-    Of a PeftModel the adapter in training is left out; its frozen copy counts where there is one.
+    `adapter_off`: of a PeftModel only the base model counts.
     """
     digest = hashlib.blake2b(precision.encode(), digest_size=16)
     settings = unwrap_peft(model).config.to_dict()
     computing = {k: v for k, v in settings.items() if k not in NOT_COMPUTED_WITH and not k.endswith("_token_id")}
     digest.update(json.dumps(computing, sort_keys=True, default=str).encode())
-    skipped = None
+    adapters: set[str] = set()
     if is_peft_model(model):
-        skipped = f".{model.active_adapter}"
-        if REFERENCE_ADAPTER in model.peft_config:
-            digest.update(repr(sorted(map(repr, model.peft_config[REFERENCE_ADAPTER].to_dict().items()))).encode())
+        adapters = set(model.peft_config) if adapter_off else set()
+        if not adapter_off:
+            configs = {name: config.to_dict() for name, config in model.peft_config.items()}
+            digest.update(repr([sorted(map(repr, configs[name].items())) for name in sorted(configs)]).encode())
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if skipped is not None and f"{skipped}." in f"{name}.":
+        if adapters & set(name.split(".")):
             continue
         with whole(tensor):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -12,7 +12,7 @@ from fastkto.config import KTOConfig, mixed_precision
 from fastkto.head.backends import choose
 from fastkto.head.backends.base import Backend, HeadInputs, Wanted
 from fastkto.head.logprobs import compute_dtype, module_token_stats
-from fastkto.step.reference_model import reference_adapter
+from fastkto.step.reference_model import StartingWeights
 from fastkto.tools.footprint import GRADIENTS, HEAD, KEPT, Footprint
 from fastkto.trunk.modules import evaluating, unwrap_peft
 from fastkto.trunk.run import Batch, ModelRun, num_forwards, run_batch
@@ -24,8 +24,10 @@ NOTHING = Wanted(hidden=False, weight=False, bias=False)
 class FakeStep:
     """Takes micro-batches as `KTOTrainer` does, the reference first, under the labels of a `Footprint`."""
 
-    def __init__(self, policy: Any, reference: Any | None, args: KTOConfig, footprint: Footprint) -> None:
-        self.policy, self.reference, self.args, self.footprint = policy, reference, args, footprint
+    def __init__(
+        self, policy: Any, reference: Any | None, start: StartingWeights | None, args: KTOConfig, footprint: Footprint
+    ) -> None:
+        self.policy, self.reference, self.start, self.args, self.footprint = policy, reference, start, args, footprint
         for each in (policy, reference):
             if each is not None:
                 install_scorer(unwrap_peft(each))
@@ -46,7 +48,8 @@ class FakeStep:
         if self.reference is not None:
             run_batch(self.run._replace(model=self.reference, router_logits=False), batch, self._without_graph)
             return
-        with reference_adapter(self.policy), evaluating(self.policy):
+        assert self.start is not None
+        with self.start.in_place(self.policy), evaluating(self.policy):
             run_batch(self.run._replace(router_logits=False), batch, self._without_graph)
 
     def _without_graph(self, scored: Scored) -> None:

@@ -88,7 +88,7 @@ def _peak_by_part(model: Model, args: KTOConfig, batch: dict[str, Any], ddp: boo
         policy = AutoModelForCausalLM.from_config(
             model.config, dtype=model.dtype, trust_remote_code=model.trust_remote_code
         )
-        policy, reference = policy_and_reference(policy, None, args, model.peft_config)
+        policy, reference, start = policy_and_reference(policy, None, args, model.peft_config)
     holes = HOLES_PER_WORK if args.device.type == "cpu" else 0.0
     with FakeTensorMode(), Footprint(holes) as footprint:
         for each, label in ((policy, WEIGHTS), (reference, REFERENCE)):
@@ -107,7 +107,7 @@ def _peak_by_part(model: Model, args: KTOConfig, batch: dict[str, Any], ddp: boo
         with footprint.labelled(GRADIENTS):
             buckets = [torch.empty_like(p) for p in trained if ddp]
         batch = tree_map_only(torch.Tensor, lambda x: torch.empty(x.shape, dtype=x.dtype, device=args.device), batch)
-        step = FakeStep(policy, reference, args, footprint)
+        step = FakeStep(policy, reference, start, args, footprint)
         for _ in range(min(2, args.gradient_accumulation_steps)):
             step.take(batch)
         del states, buckets

@@ -8,6 +8,7 @@ from fastkto.config import KTOConfig
 from fastkto.engines import prepare_frozen, running, shards
 from fastkto.errors import InputError
 from fastkto.step.reference import Reference, open_cache
+from fastkto.step.reference_model import StartingWeights
 from fastkto.training.batching import choose_collator
 from fastkto.training.callbacks import MovingReference
 from fastkto.trunk import ModelRun
@@ -30,6 +31,7 @@ class Parts(NamedTuple):
 def assemble(
     policy: Any,
     reference_model: Any | None,
+    start: StartingWeights | None,
     rows: Any,
     collator: Any | None,
     args: KTOConfig,
@@ -56,7 +58,9 @@ def assemble(
     if args.precompute_ref_log_probs:
         precision = f"{accelerator.mixed_precision} {args.head_backend}"
         scored_by = policy if reference_model is None else reference_model
-        cache = open_cache(args.ref_cache_dir or args.output_dir or ".", scored_by, tokenizer, precision)
+        adapter_off = start is not None and start.adapter_off
+        folder = args.ref_cache_dir or args.output_dir or "."
+        cache = open_cache(folder, scored_by, tokenizer, precision, adapter_off=adapter_off)
     moving = None
     if reference_model is not None:
         reference_model = prepare_frozen(reference_model, accelerator)
@@ -64,5 +68,5 @@ def assemble(
             moving = MovingReference(unwrap_peft(policy), unwrap_peft(accelerator.unwrap_model(reference_model)))
     if collator is None:
         collator = choose_collator(run, rows, args, pad_token_id=tokenizer.pad_token_id)
-    reference = Reference(run, reference_model, cache, accelerator)
+    reference = Reference(run, reference_model, cache, accelerator, None if start is None else start.in_place)
     return Parts(run, collator, reference, moving, aux_loss_coef(unwrap_peft(policy), args.router_aux_loss_coef))

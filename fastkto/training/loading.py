@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging
 
 from fastkto.config import WEIGHT_DTYPES, KTOConfig
-from fastkto.engines import partitioned, whole_shape
+from fastkto.engines import left_to_first_rank, partitioned, whole_shape
 from fastkto.errors import InputError, require
-from fastkto.step.reference_model import add_reference_adapter, frozen_copy
+from fastkto.step.reference_model import StartingWeights, check_separate, frozen_copy
 from fastkto.trunk.modules import first_non_finite, is_peft_model, unwrap_peft
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def check_token_ids(rows: Any, model: Any) -> None:
 
 def check_weights(argument: str, model: Any) -> Any:
     """The model, unless one of its weights is NaN or inf."""
-    name = first_non_finite(model)
+    name = None if left_to_first_rank() else first_non_finite(model)
     if name is not None:
         fix = "The weights are broken before training starts: load another checkpoint."
         raise InputError(argument, f"{name} holds NaN or inf", "finite weights", fix)
@@ -190,34 +190,68 @@ def check_reference(ref_model: Any, model: Any) -> Any:
     return check_weights("ref_model", ref_model)
 
 
+class Models(NamedTuple):
+    """The policy ready to train, and what it is held against."""
+
+    policy: Any
+    reference: PreTrainedModel | None
+    """A second model, where the reference is one."""
+    start: StartingWeights | None
+    """Of a PeftModel that is its own reference."""
+
+
 def policy_and_reference(
     model: Any,
     ref_model: PreTrainedModel | None,
     args: KTOConfig,
     peft_config: "PeftConfig | None",
     source: str | None = None,
-) -> tuple[Any, PreTrainedModel | None]:
-    """The policy ready to train, and its second model where the reference is one.
-
-    `source`: the id or folder that the policy was loaded from, where it was.
-    """
+) -> Models:
+    """The policy and its reference. `source`: the id or folder that the policy was loaded from, where it was."""
+    start = None
     if peft_config is not None:
-        model = add_adapter(model, peft_config, args)
-    elif is_peft_model(model) and ref_model is None:
-        add_reference_adapter(model)
-    if is_peft_model(model):
-        if args.sync_ref_model:
-            fix = "Train all weights, or leave sync_ref_model out."
-            raise InputError("sync_ref_model", True, "False with an adapter: its reference is not a second model", fix)
-        if args.gradient_checkpointing:
-            if model.active_peft_config.peft_type == "PREFIX_TUNING":
-                fix = "Set it to False."
-                raise InputError("gradient_checkpointing", True, "False: the prefix travels in the cache", fix)
-            model.enable_input_require_grads()
-        return model, ref_model
-    if ref_model is None and not args.precompute_ref_log_probs:
-        return model, _as_it_is_now(model, source, args)
-    return model, ref_model
+        model, start = _with_new_adapter(model, peft_config, args)
+    elif is_peft_model(model):
+        start = StartingWeights(model, _trained(model), adapter_off=False)
+    if not is_peft_model(model):
+        if ref_model is None and not args.precompute_ref_log_probs:
+            return Models(model, _as_it_is_now(model, source, args), None)
+        if ref_model is not None:
+            check_separate(ref_model, model)
+        return Models(model, ref_model, None)
+    if args.sync_ref_model:
+        fix = "Train all weights, or leave sync_ref_model out."
+        raise InputError("sync_ref_model", True, "False with an adapter: its reference is not a second model", fix)
+    if args.gradient_checkpointing:
+        if model.active_peft_config.peft_type == "PREFIX_TUNING":
+            fix = "Set it to False."
+            raise InputError("gradient_checkpointing", True, "False: the prefix travels in the cache", fix)
+        model.enable_input_require_grads()
+    if ref_model is not None:
+        check_separate(ref_model, model)
+    return Models(model, ref_model, start if ref_model is None else None)
+
+
+def _with_new_adapter(model: Any, peft_config: "PeftConfig", args: KTOConfig) -> tuple[Any, StartingWeights]:
+    """The model in its new adapter. The reference is the model with the adapter off and trained biases put back; where
+    the adapter rewrote the base (PiSSA), the model as it is now."""
+    base = {id(parameter): (parameter, _content(parameter)) for parameter in model.parameters()}
+    model = add_adapter(model, peft_config, args)
+    named = {id(parameter): name for name, parameter in model.named_parameters()}
+    if any(key not in named or _content(parameter) != content for key, (parameter, content) in base.items()):
+        return model, StartingWeights(model, _trained(model), adapter_off=False)
+    trained_base = [name for name in _trained(model) if id(model.get_parameter(name)) in base]
+    return model, StartingWeights(model, trained_base, adapter_off=True)
+
+
+def _trained(model: Any) -> list[str]:
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _content(parameter: Any) -> float:
+    """A number that another content would hardly have."""
+    held = getattr(parameter, "ds_tensor", parameter).detach()
+    return 0.0 if held.is_meta else held.sum(dtype=torch.float64 if held.is_floating_point() else torch.int64).item()
 
 
 def _as_it_is_now(model: Any, source: str | None, args: KTOConfig) -> PreTrainedModel:

@@ -2,12 +2,11 @@
 
 import contextlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, set_seed
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction, has_length
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers.trainer_utils import EvalPrediction, has_length
 
 from fastkto.config import KTOConfig
 from fastkto.disk import no_folder_left
@@ -22,7 +21,6 @@ from fastkto.step.micro_step import kto_step
 from fastkto.training.assemble import assemble
 from fastkto.training.batching import pairable_sampler
 from fastkto.training.callbacks import LogAtCheckpoint, MetricsFile, SamplerEpoch
-from fastkto.training.faults.checkpoints import check_fits, checkpoint_folder, written_to_its_end
 from fastkto.training.faults.collapse import CollapseWatch
 from fastkto.training.faults.finite import FiniteWatch
 from fastkto.training.faults.interruption import Interruption
@@ -36,6 +34,7 @@ from fastkto.training.loading import (
     load_tokenizer,
     policy_and_reference,
 )
+from fastkto.training.output.resumable import ResumableTrainer
 from fastkto.training.prepare import prepare, prepare_eval
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
     Rows: TypeAlias = Dataset | IterableDataset
 
 
-class KTOTrainer(Trainer):
+class KTOTrainer(ResumableTrainer):
     """Trains a causal language model on rows of prompt, completion and a thumbs-up / thumbs-down label.
 
     Args:
@@ -108,7 +107,7 @@ class KTOTrainer(Trainer):
         self.data_summary = train.summary
         self.settings = LossSettings(args.beta, train.desirable_weight(args), args.undesirable_weight, args.loss_type)
         evals = prepare_eval(eval_dataset, tokenizer, args)
-        model, reference_model = policy_and_reference(model, ref_model, args, peft_config, source)
+        model, reference_model, start = policy_and_reference(model, ref_model, args, peft_config, source)
         self._finite, self._interruption = FiniteWatch(args.on_nonfinite), Interruption()
         watches = [MetricsFile(), self._finite, self._interruption, LogAtCheckpoint(), CollapseWatch()]
         with no_folder_left(args.output_dir):
@@ -128,23 +127,19 @@ class KTOTrainer(Trainer):
             keep_float32_outputs(self.accelerator)
             self._finite.attach(self.accelerator)
             with running(self.model, self.accelerator):  # the probe, and the cache where it is filled
-                given = self.model, reference_model, self.train_dataset, data_collator, args, tokenizer
+                given = self.model, reference_model, start, self.train_dataset, data_collator, args, tokenizer
                 parts = assemble(*given, self.accelerator)
-                self._model_run, self.data_collator, self.reference, self._moving, self.aux_loss_coef = parts
-                if self._moving is not None:
-                    self.add_callback(self._moving)
+                self._model_run, self.data_collator, self.reference, moving, self.aux_loss_coef = parts
+                if moving is not None:
+                    self.add_callback(moving)
+                self.kept = [kept for kept in (moving, start) if kept is not None]
                 self._meters = {kind: Meter(self._sum_over_ranks) for kind in ("train", "eval")}
                 if self.reference.cache is not None:
                     self._fill_cache()
 
     def train(self, resume_from_checkpoint: "str | bool | None" = None, *args: Any, **kwargs: Any) -> Any:
         """Train; a checkpoint to resume from is looked at before anything else happens."""
-        checkpoint = checkpoint_folder(resume_from_checkpoint, self.args.output_dir)
-        if checkpoint is not None:
-            if self.accelerator.distributed_type not in ("FSDP", "DEEPSPEED"):
-                check_fits(checkpoint, self.model)
-            if self._moving is not None:
-                self._moving.load(checkpoint)
+        checkpoint = self.found(resume_from_checkpoint)
         self._meters["train"].clear()  # of steps after the last log line of an earlier call
         self.reference.policy_moved = True
         with self._interruption:
@@ -247,22 +242,6 @@ class KTOTrainer(Trainer):
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """Batches for `predict`, whose dataset is prepared as one passed to `evaluate`."""
         return super().get_test_dataloader(prepare_eval(test_dataset, self.processing_class, self.args, name="test"))
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The Trainer's; a checkpoint gets the moving reference too, before the file that makes it whole."""
-        super().save_model(output_dir, _internal_call)
-        if _internal_call and output_dir is not None and self._moving is not None and self.args.should_save:
-            self._moving.save(output_dir)
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        folder = Path(self.args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        with written_to_its_end(folder, main_process=self.args.should_save):
-            super()._save_checkpoint(*args, **kwargs)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        """The Trainer's; then the file that makes a checkpoint whole waits for every rank's part of it."""
-        super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The Trainer's log line, with the figures of the steps since the last one."""

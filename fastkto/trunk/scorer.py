@@ -28,7 +28,7 @@ from fastkto.batch import Layout
 from fastkto.engines import absent
 from fastkto.errors import InputError
 from fastkto.trunk.layer_split import packed_forward
-from fastkto.trunk.modules import Head, evaluating, find_head, load_balancing_loss, unwrap_peft
+from fastkto.trunk.modules import Head, evaluating, find_head, is_peft_model, load_balancing_loss, unwrap_peft
 
 Batch = dict[str, Any]
 
@@ -148,6 +148,9 @@ def teach_scorer(model: nn.Module, *, check: bool = True) -> None:
     """
     base = unwrap_peft(model)
     install_scorer(base)
+    adapter: Any = model.base_model if is_peft_model(model) else None
+    if adapter is not None and "forward" in vars(adapter):  # which it took from the model as it was
+        adapter.forward = base.forward
     if check:
         check_head(base)
 

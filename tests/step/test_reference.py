@@ -78,10 +78,7 @@ def adapter_beside_a_model(tmp_path):
 
 def tuned_copy(model):
     """The same adapter on the same base, built before the trainer adds anything: merged into plain weights."""
-    twin = copy.deepcopy(model)
-    if "ref" in twin.peft_config:
-        twin.delete_adapter("ref")
-    return twin.merge_and_unload()
+    return copy.deepcopy(model).merge_and_unload()
 
 
 REFERENCES = [
@@ -163,9 +160,71 @@ def test_nan_of_the_reference_is_not_hidden(tmp_path):
         cached.evaluate(rows(20).select(range(12, 20)))
 
 
-def test_a_frozen_copy_of_biases_is_refused_by_name(tmp_path):
-    with pytest.raises(InputError, match=r"^model: got \"an adapter with bias='lora_only'\""):
-        trainer(tmp_path, model=tuned_adapter(bias="lora_only"))
+@pytest.mark.parametrize("passed_in", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bias": "all"},
+        {"bias": "lora_only"},
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "olora"},
+        {"init_lora_weights": "pissa", "bias": "all"},
+        {"modules_to_save": ["lm_head"]},
+        {"use_dora": True},
+    ],
+    ids=repr,
+)
+def test_the_reference_is_the_model_as_it_was_given(changes, passed_in, tmp_path):
+    """Biases train too; PiSSA and OLoRA rewrite the base weights when they start."""
+    config = peft.LoraConfig(**{**LORA, **changes})
+    base = noisy(tiny_llama(attention_bias=True))
+    given = peft.get_peft_model(copy.deepcopy(base), config) if passed_in else copy.deepcopy(base)
+    expected = copy.deepcopy(given)
+    t = trainer(tmp_path, model=given, peft_config=None if passed_in else config, learning_rate=3e-2)
+    if passed_in:
+        for name, parameter in expected.named_parameters():
+            assert torch.equal(t.model.get_parameter(name), parameter), f"{name} was changed"
+    before, same = reference_logps(t), stock_logps(expected, t)
+    exact = stock_logps(expected.double(), t)
+    if "init_lora_weights" in changes and not passed_in:  # the base and the adapter add up to it but for rounding
+        assert_within((before - exact).abs().max().item(), 0.0, absolute=1e-4, name="log-probs")
+    else:
+        assert_close(before, exact, same, name="log-probs")
+    moved(t)
+    first = steps(t)[0]
+    assert first["kl/raw"] == first["rewards/chosen"] == first["rewards/rejected"] == 0.0
+    assert torch.equal(reference_logps(t), before)
+
+
+def test_two_active_adapters_stay_active(tmp_path):
+    model = tuned_adapter()
+    model.add_adapter("second", peft.LoraConfig(**{**LORA, "init_lora_weights": False}))
+    model.base_model.set_adapter(["default", "second"])
+    expected = copy.deepcopy(model)
+    t = trainer(tmp_path, model=model)
+    assert_close(reference_logps(t), stock_logps(copy.deepcopy(expected).double(), t), stock_logps(expected, t))
+    assert model.base_model.active_adapters == ["default", "second"]
+    moved(t)
+    assert model.base_model.active_adapters == ["default", "second"]
+
+
+def test_a_model_under_hooks_of_accelerate_is_not_its_own_reference(tmp_path):
+    from accelerate import dispatch_model
+
+    t = trainer(tmp_path, model=dispatch_model(tiny_llama(), {"": "cpu"}, force_hooks=True))
+    before = reference_logps(t)
+    moved(t)
+    assert torch.equal(reference_logps(t), before)
+
+
+def test_a_reference_that_shares_weights_with_the_policy_is_refused(tmp_path):
+    model, other = tiny_llama(), tiny_llama(seed=1)
+    other.model.norm = model.model.norm
+    with pytest.raises(InputError, match=r"^ref_model: got 'LlamaForCausalLM', expected weights of its own, but model"):
+        trainer(tmp_path, model=model, ref_model=other)
+    base = tiny_llama()
+    with pytest.raises(InputError, match="^ref_model: got"):
+        trainer(tmp_path, model=peft.get_peft_model(base, peft.LoraConfig(**LORA)), ref_model=base)
 
 
 def test_sync_moves_the_reference_and_only_when_due(tmp_path):

@@ -1,5 +1,6 @@
 """The reference's log-probs on disk: what hits, what misses, and what outlives a crash."""
 
+import functools
 import multiprocessing
 import os
 import pickle
@@ -15,8 +16,8 @@ from tiny import tiny_llama
 from tiny_trainer import STILL, noisy, rows, steps, trainer
 
 from fastkto.errors import InputError
+from fastkto.step import reference_model
 from fastkto.step.logp_cache import LogpCache
-from fastkto.step.reference_model import fingerprint
 
 
 def cached(tmp_path, **changes):
@@ -118,6 +119,7 @@ def test_the_cache_serves_evaluation_sets(tmp_path):
 
 def test_fingerprint_leaves_out_the_adapter_in_training_only():
     plain = peft.get_peft_model(tiny_llama(), peft.LoraConfig(**{**LORA, "target_modules": ["embed_tokens"]}))
+    fingerprint = functools.partial(reference_model.fingerprint, adapter_off=True)
     before = fingerprint(plain, precision="no")
     with torch.no_grad():
         for name, parameter in plain.named_parameters():
@@ -128,6 +130,7 @@ def test_fingerprint_leaves_out_the_adapter_in_training_only():
         plain.get_base_model().model.norm.weight[0] += 1
     assert fingerprint(plain, precision="no") != before
     assert fingerprint(plain, precision="bf16") != fingerprint(plain, precision="no")
+    assert fingerprint(plain, precision="no") != reference_model.fingerprint(plain, precision="no")
 
 
 def write(path, killed):

@@ -21,7 +21,7 @@ from fastkto.step import Reference
 from fastkto.step.metrics import Sums, figures, step_sums
 from fastkto.step.micro_step import ReferenceLogps, kto_step, row_logps
 from fastkto.training.batching import choose_collator
-from fastkto.trunk.modules import find_head, unwrap_peft
+from fastkto.trunk.modules import find_head, is_peft_model, unwrap_peft
 from fastkto.trunk.run import Batch, ModelRun
 from fastkto.trunk.scorer import teach_scorer
 
@@ -36,6 +36,12 @@ SEAMS = {
 
 require_version("trl", known=KNOWN, integration=__package__)
 _TRL: Any = importlib.import_module("trl").KTOTrainer  # not a plain import: TRL must not load before it is known
+
+
+def _reference_of_adapter(model: Any) -> Any:
+    """TRL's: the frozen copy that it made of an adapter passed in, else no adapter."""
+    use_adapter = importlib.import_module("trl.trainer.utils").use_adapter
+    return use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None)
 
 
 class KTOTrainer(_TRL):
@@ -104,7 +110,8 @@ class KTOTrainer(_TRL):
         return self._reference_logps(inputs)[:2]
 
     def _reference_logps(self, inputs: Batch) -> ReferenceLogps:
-        return Reference(self._runs(self.model), self.ref_model, None, self.accelerator)(inputs)
+        own = _reference_of_adapter if is_peft_model(self.accelerator.unwrap_model(self.model)) else None
+        return Reference(self._runs(self.model), self.ref_model, None, self.accelerator, own)(inputs)
 
     def _compute_kl_logps(self, model: Any, batch: Batch) -> torch.Tensor | None:
         return row_logps(self._runs(model), batch)[1]

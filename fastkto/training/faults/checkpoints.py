@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -16,6 +17,8 @@ from transformers.utils import logging
 
 from fastkto.disk import writing
 from fastkto.errors import InputError
+from fastkto.training.output.adapters import FILE as ADAPTER_FILE
+from fastkto.training.output.adapters import check_shapes, trained
 from fastkto.trunk.modules import is_peft_model
 
 logger = logging.get_logger(__name__)
@@ -74,32 +77,25 @@ def why_torn(folder: Path) -> str | None:
 
 def check_fits(checkpoint: str, model: Any) -> None:
     """Raise `InputError` where a checkpoint's weights are not those of this model; only shapes are read."""
-    files = sorted(Path(checkpoint).glob("*model*.safetensors"))
-    adapter = is_peft_model(model)
-    if not files or any(Path(checkpoint).glob("*/adapter_model.*")):
+    files, adapter_file = sorted(Path(checkpoint).glob("*model*.safetensors")), Path(checkpoint) / ADAPTER_FILE
+    adapter, stored_adapter = is_peft_model(model), adapter_file.is_file()
+    if not files and not stored_adapter:
         return  # another engine's format, which checks by itself
-    if adapter != files[0].name.startswith("adapter"):
+    stored_adapter = stored_adapter or files[0].name.startswith("adapter")
+    if adapter != stored_adapter:
         kinds = ("all weights", "an adapter")
         fix = "Set use_peft as it was in the run that wrote it, or start over."
         expected = f"a checkpoint of {kinds[adapter]}"
         raise InputError("resume_from_checkpoint", checkpoint, f"{expected}, not of {kinds[not adapter]}", fix)
-    suffix = f".{model.active_adapter}" if adapter else ""
-    own = {name.replace(f"{suffix}.", ".") if adapter else name: x for name, x in model.state_dict().items()}
+    if adapter:
+        if adapter_file.is_file():
+            check_shapes(checkpoint, trained(model), _shapes(adapter_file))
+        return
+    own: dict[str, torch.Tensor] = model.state_dict()
     stored = {name: shape for file in files for name, shape in _shapes(file).items()}
-    for name, shape in stored.items():
-        found = tuple(own[name].shape) if name in own else None
-        if found != shape:
-            has = "which this model has not" if found is None else f"where this model has {found}"
-            raise _of_another_model(checkpoint, f"{name} has the shape {shape}, {has}")
-    places = {own[name].data_ptr() for name in stored}  # tied weights are stored once
-    missing = [name for name, x in own.items() if name not in stored and x.data_ptr() not in places]
-    if missing and not adapter:
-        raise _of_another_model(checkpoint, f"{missing[0]} is not in it")
-
-
-def _of_another_model(checkpoint: str, what: str) -> InputError:
-    fix = "Name the model that the run was started with, or start over."
-    return InputError("resume_from_checkpoint", checkpoint, f"a checkpoint of this model, but {what}", fix)
+    places = {own[name].data_ptr() for name in stored if name in own}  # tied weights are stored once
+    once = {name: x for name, x in own.items() if name in stored or x.data_ptr() not in places}
+    check_shapes(checkpoint, once, stored)
 
 
 @contextlib.contextmanager

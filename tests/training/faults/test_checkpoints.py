@@ -197,8 +197,7 @@ def test_adapters_on_disk_load_as_one_adapter(tmp_path):
     assert list(loaded.peft_config) == ["default"]
     trained = peft.get_peft_model_state_dict(t.model)
     assert all(torch.equal(value, trained[key]) for key, value in peft.get_peft_model_state_dict(loaded).items())
-    start = peft.get_peft_model_state_dict(t.model, adapter_name="ref")
-    assert not all(torch.equal(value, trained[key]) for key, value in start.items())
+    assert not list((tmp_path / "out").glob("*/adapter_model.*")), "what the reference is made of is the run's own"
 
 
 # The best model and early stopping

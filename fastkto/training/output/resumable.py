@@ -1,0 +1,77 @@
+"""Hugging Face's `Trainer` with checkpoints from which a run goes on as if it had not been stopped."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from fastkto.training.faults.checkpoints import check_fits, checkpoint_folder, written_to_its_end
+from fastkto.training.output.adapters import load_adapter, save_adapter
+from fastkto.trunk.modules import is_peft_model
+
+
+class Kept(Protocol):
+    """What has a file of its own in a checkpoint."""
+
+    def save(self, checkpoint: str) -> None:
+        """Write it."""
+
+    def load(self, checkpoint: str) -> None:
+        """Be again what it was then."""
+
+
+class ResumableTrainer(Trainer):
+    """A checkpoint is whole or none, holds an adapter as it is, and what else is `kept`."""
+
+    kept: list[Kept]
+
+    def found(self, resume_from_checkpoint: "str | bool | None") -> str | None:
+        """The checkpoint to resume from, which fits this model; the Trainer loads the rest of it."""
+        checkpoint = checkpoint_folder(resume_from_checkpoint, self.args.output_dir)
+        if checkpoint is not None:
+            if not self._has_own_format:
+                check_fits(checkpoint, self.model)
+            for kept in self.kept:
+                kept.load(checkpoint)
+        return checkpoint
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The Trainer's; a checkpoint gets its other files too, before the one that makes it whole."""
+        super().save_model(output_dir, _internal_call)
+        if _internal_call and output_dir is not None and self.args.should_save:
+            for kept in self.kept:
+                kept.save(output_dir)
+            if self._keeps_adapter:
+                save_adapter(self.model, output_dir)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        folder = Path(self.args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with written_to_its_end(folder, main_process=self.args.should_save):
+            super()._save_checkpoint(*args, **kwargs)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """The Trainer's; then the file that makes a checkpoint whole waits for every rank's part of it."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self._keeps_adapter:
+            load_adapter(self.model, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self._keeps_adapter:
+            load_adapter(self.model, str(self.state.best_model_checkpoint))
+        else:
+            super()._load_best_model()
+
+    @property
+    def _has_own_format(self) -> bool:
+        return self.accelerator.distributed_type in ("FSDP", "DEEPSPEED")
+
+    @property
+    def _keeps_adapter(self) -> bool:
+        assert self.model is not None
+        return is_peft_model(self.model) and not self._has_own_format
