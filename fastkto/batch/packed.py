@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from fastkto.batch.targets_and_kl import row_keys, streams
+from fastkto.batch.targets_and_kl import about_rows, row_keys, streams
 
 
 class PackingCollator:
     """Builds a micro-batch of packed sequences from the rows that `streams` takes; its errors are those of `streams`.
 
-    Keys: `label`, `row_ids`, `row_keys`, `KL_row_keys` and `cu_seqlens`, `KL_cu_seqlens` over all rows, as in
-    `PaddedBatch`; `num_tokens`, an int; and `sequences`: one dict a forward, rows in order, of at most
-    `max_tokens` tokens (a longer row is alone):
+    Keys: `label`, `row_ids`, `weights`, `num_tokens`, `row_keys`, `KL_row_keys` and `cu_seqlens`, `KL_cu_seqlens` over
+    all rows, as in `PaddedBatch`; and `sequences`: one dict a forward, rows in order, of at most `max_tokens` tokens (a
+    longer row is alone):
 
     - `input_ids`, `position_ids` (1, T) int64: all [x_i | y_i], then all y'_i at the positions that follow x_i;
     - `logit_index`, `KL_logit_index` (N,) int64: positions in T that predict a scored token (the last of x_i predicts
@@ -37,12 +37,7 @@ class PackingCollator:
             _sequence(targets[part], prompt_lengths[part], None if kl is None else tails[part])
             for part in _parts(lengths, self.max_tokens)
         ]
-        batch = {
-            "label": torch.tensor([bool(row["label"]) for row in rows]),
-            "row_ids": torch.tensor([row.get("row_id", i) for i, row in enumerate(rows)]),
-            "num_tokens": sum(map(len, targets)),
-            "sequences": sequences,
-        }
+        batch = about_rows(rows, targets) | {"sequences": sequences}
         for prefix, ids in (("", targets), ("KL_", kl)):
             if ids is not None:
                 batch[f"{prefix}row_keys"] = row_keys(prompt_lengths, ids)

@@ -16,7 +16,16 @@ from fastkto.head.backends.base import Backend, HeadInputs, Wanted
 from fastkto.head.backends.blocks import spread
 from fastkto.head.backends.loss_terms import RowSums, Terms
 from fastkto.head.logprobs import TokenStats, head_inputs, token_logprobs
-from fastkto.losses.kto import LossSettings, check_loss_arguments, check_pairs, class_sums, kto_loss, no_pairs, uses_kl
+from fastkto.losses.kto import (
+    LossSettings,
+    check_loss_arguments,
+    check_pairs,
+    class_sums,
+    denominator,
+    kto_loss,
+    no_pairs,
+    uses_kl,
+)
 
 
 class FusedKTO(NamedTuple):
@@ -61,6 +70,7 @@ def fused_linear_kto(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
     loss_type: str = "kto",
+    weights: torch.Tensor | None = None,
     num_rows: float | torch.Tensor | None = None,
     reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
     stats: bool = False,
@@ -83,7 +93,7 @@ def fused_linear_kto(
         kl_cu_seqlens: B' + 1 offsets.
         ref_kl_logps: (B',) summed log-probs of y' under the reference.
         bias, softcap, scale, backend: as in `token_logprobs`.
-        beta, desirable_weight, undesirable_weight, loss_type, num_rows, reduce: as in `kto_loss`.
+        beta, desirable_weight, undesirable_weight, loss_type, weights, num_rows, reduce: as in `kto_loss`.
         stats: also return each position's entropy and mean logit.
 
     Returns:
@@ -96,8 +106,8 @@ def fused_linear_kto(
     """
     head, wanted = head_inputs(hidden, weight, targets, bias, softcap, scale)
     cu_seqlens = _checked("cu_seqlens", cu_seqlens, hidden.shape[0])
-    check_loss_arguments(len(cu_seqlens) - 1, ref_logps, labels, beta=beta, loss_type=loss_type)
-    num_rows = len(cu_seqlens) - 1 if num_rows is None else num_rows
+    check_loss_arguments(len(cu_seqlens) - 1, ref_logps, labels, weights, beta=beta, loss_type=loss_type)
+    num_rows = denominator(num_rows, len(cu_seqlens) - 1, weights)
     loss = LossSettings(beta, desirable_weight, undesirable_weight, loss_type)
     chosen = choose(backend, hidden.device, head.compute_dtype)
     kl_B, kl_sum_and_count = ref_logps.new_empty(0, dtype=head.sum_dtype), None
@@ -113,7 +123,7 @@ def fused_linear_kto(
         _, kl_B, kl_sum_and_count = chosen.row_sums(kl_tokens, kl_cu_seqlens, ref_kl_logps)
         if reduce is not None:
             kl_sum_and_count = reduce(kl_sum_and_count)
-    rows = cu_seqlens, labels, ref_logps, kl_sum_and_count
+    rows = cu_seqlens, labels, weights, ref_logps, kl_sum_and_count
     total, logps_B, z0, rewards_B, u_B, sums, entropy_N, mean_logits_N = _FusedLinearKTO.apply(
         hidden, weight, bias, head, *rows, loss, num_rows, chosen, wanted, stats
     )
@@ -132,6 +142,7 @@ class _FusedLinearKTO(torch.autograd.Function):
         head: HeadInputs,
         cu_seqlens: list[int],
         labels_B: torch.Tensor,
+        weights_B: torch.Tensor | None,
         ref_logps_B: torch.Tensor,
         kl_sum_and_count: torch.Tensor | None,
         loss: LossSettings,
@@ -144,7 +155,8 @@ class _FusedLinearKTO(torch.autograd.Function):
 
         def coefficients(rows: slice, logps_N: torch.Tensor, block_cu_seqlens: Sequence[int]) -> torch.Tensor:
             sums = backend.row_sums(logps_N, block_cu_seqlens, ref_logps_B[rows])
-            parts.append((sums, backend.terms(sums, labels_B[rows], kl_sum_and_count, loss, num_rows)))
+            own = None if weights_B is None else weights_B[rows]
+            parts.append((sums, backend.terms(sums, labels_B[rows], kl_sum_and_count, loss, num_rows, own)))
             return parts[-1][1].coefficients_B
 
         with torch.autocast(hidden_ND.device.type, enabled=False):
@@ -165,11 +177,11 @@ class _FusedLinearKTO(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor | None, *_: None) -> tuple[torch.Tensor | None, ...]:
         if grad is None:
-            return (None,) * 13
+            return (None,) * 14
         grads: Any = ctx.saved_tensors
         if grad.device.type != "cpu" or grad.item() != 1:  # to look would make a GPU wait
             grads = [None if x is None else (x * grad).to(x.dtype) for x in grads]
-        return *grads, *(None,) * 10
+        return *grads, *(None,) * 11
 
 
 def _joined_blocks(parts: list[tuple[RowSums, Terms]]) -> tuple[RowSums, Terms]:

@@ -8,14 +8,15 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalPrediction, has_length
 
+from fastkto.batch.targets_and_kl import weight_of
 from fastkto.config import KTOConfig
 from fastkto.disk import no_folder_left
 from fastkto.engines import refuse_data_parallel, running
 from fastkto.errors import InputError
 from fastkto.head.backends import choose
-from fastkto.losses.kto import LossSettings
+from fastkto.losses.kto import LossSettings, one_for_zero
 from fastkto.pairs import PairableSampler
-from fastkto.rows.tokens import COLUMNS
+from fastkto.rows.tokens import COLUMNS, WEIGHT
 from fastkto.step.metrics import Meter, step_sums
 from fastkto.step.micro_step import kto_step
 from fastkto.training.assemble import assemble
@@ -55,7 +56,7 @@ class KTOTrainer(ResumableTrainer):
         args: `KTOConfig`.
         data_collator: replaces the packing or padding collator; must return the keys of one of them.
         train_dataset: rows as `fastkto.rows.normalise` takes them, or tokenised (`prompt_ids`, `completion_ids`,
-            `label`); streaming needs `max_steps`.
+            `label`, and `weight` where rows have one); streaming needs `max_steps`.
         eval_dataset: the same, or a dict of them.
         processing_class: the tokenizer; the model's own if None.
         compute_metrics: gets the rows' rewards as `predictions` and their labels as `label_ids`.
@@ -67,7 +68,7 @@ class KTOTrainer(ResumableTrainer):
         ValueError: for arguments, rows and weights that cannot be trained on, before anything is written.
     """
 
-    loss_is_scaled_for_ga = True  # compute_loss divides by the rows of the whole optimizer step
+    loss_is_scaled_for_ga = True  # compute_loss divides by the weights of the whole optimizer step
     args: KTOConfig
     model: Any
     processing_class: Any
@@ -154,22 +155,17 @@ class KTOTrainer(ResumableTrainer):
         model: Any,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
+        num_items_in_batch: torch.Tensor | float | None = None,
     ) -> Any:
-        """Loss of a micro-batch, eq. (6): the sum over its rows divided by the rows of the whole optimizer step."""
+        """Loss of a micro-batch, eq. (6): the sum over its rows divided by the weights of the whole optimizer step."""
         reference = self.reference(inputs)
-        out, aux_loss = kto_step(
-            self._model_run._replace(model=model),
-            inputs,
-            reference,
-            self.settings,
-            num_rows=num_items_in_batch,
-            reduce=self._sum_over_ranks if self.accelerator.num_processes > 1 else None,
-        )
-        sums = step_sums(out, inputs["label"], inputs["cu_seqlens"], num_tokens=inputs["num_tokens"], aux_loss=aux_loss)
+        reduce = self._sum_over_ranks if self.accelerator.num_processes > 1 else None
+        given = self._model_run._replace(model=model), inputs, reference, self.settings
+        out, aux_loss = kto_step(*given, num_rows=num_items_in_batch, reduce=reduce)
+        sums = step_sums(out, inputs, aux_loss)
         loss = out.loss
         if aux_loss is not None:
-            share = 1.0 if num_items_in_batch is None else len(inputs["label"]) / num_items_in_batch
+            share = 1.0 if num_items_in_batch is None else weight_of(inputs) / one_for_zero(num_items_in_batch)
             loss = loss + self.aux_loss_coef * share * aux_loss
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients over ranks
@@ -182,12 +178,12 @@ class KTOTrainer(ResumableTrainer):
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
-        """The micro-batches of one optimizer step and the number of their rows over all ranks."""
+    ) -> tuple[list[dict[str, Any]], Any]:
+        """The micro-batches of one optimizer step and the weights of their rows, added up over all ranks."""
         if self.state.global_step >= self.state.max_steps:  # resumed at its end, where the Trainer would step again
             return [], 0
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        rows = sum(len(batch["label"]) for batch in batches)
+        rows = sum(map(weight_of, batches))
         if self.accelerator.num_processes > 1:
             return batches, self._interruption.count(self._sum_over_ranks(self._interruption.vote(rows, device)))
         return batches, rows
@@ -210,6 +206,7 @@ class KTOTrainer(ResumableTrainer):
         naming = naming_the_batch(inputs, self.args)
         with naming, torch.no_grad(), self.accelerator.autocast(), self.compute_loss_context_manager():
             loss, out = self.compute_loss(model, inputs, return_outputs=True)
+        loss = loss * (weight_of(inputs) / len(inputs["label"]))  # the loop averages over rows
         if prediction_loss_only:
             return loss, None, None
         return loss, out.rewards, inputs["label"]
@@ -220,6 +217,8 @@ class KTOTrainer(ResumableTrainer):
         output: Any = super().evaluation_loop(*args, **kwargs)
         figures = {**self._meters["eval"].flush(), "num_tokens": self._num_tokens()}
         prefix = kwargs.get("metric_key_prefix", "eval")
+        if (name := f"{prefix}_loss") in output.metrics and self._meters["eval"].mean_weight is not None:
+            output.metrics[name] /= self._meters["eval"].mean_weight.item() or 1
         output.metrics.update({f"{prefix}_{name}": value for name, value in figures.items()})
         return output
 
@@ -264,7 +263,7 @@ class KTOTrainer(ResumableTrainer):
         return pairable_sampler(eval_dataset, self.args.per_device_eval_batch_size, "sequential", self.args)
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = list(COLUMNS)
+        self._signature_columns = [*COLUMNS, WEIGHT]
 
     def _fill_cache(self) -> None:
         """Score every micro-batch of the data with the reference, before training changes the policy."""
