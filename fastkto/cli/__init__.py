@@ -65,6 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return importlib.import_module(f"fastkto.cli.{command}").run(rest)
     except SystemExit as stop:  # argparse, after it has printed --help
         return stop.code if isinstance(stop.code, int) else 0
+    except KeyboardInterrupt:
+        if os.environ.get("FASTKTO_DEBUG") == "1":
+            raise
+        print(f"fastkto {command}: stopped by Ctrl-C", file=sys.stderr)
+        return 130
     except Exception as error:
         message = explain(error)
         if message is None or os.environ.get("FASTKTO_DEBUG") == "1":
