@@ -16,16 +16,8 @@ from fastkto.head.backends.base import Backend, HeadInputs, Wanted
 from fastkto.head.backends.blocks import spread
 from fastkto.head.backends.loss_terms import RowSums, Terms
 from fastkto.head.logprobs import TokenStats, head_inputs, token_logprobs
-from fastkto.losses.kto import (
-    LossSettings,
-    check_loss_arguments,
-    check_pairs,
-    class_sums,
-    denominator,
-    kto_loss,
-    no_pairs,
-    uses_kl,
-)
+from fastkto.losses.checks import check_loss_arguments, check_numbers, check_pairs, no_pairs, reduced
+from fastkto.losses.kto import LossSettings, class_sums, denominator, kto_loss, uses_kl
 
 
 class FusedKTO(NamedTuple):
@@ -106,12 +98,14 @@ def fused_linear_kto(
     """
     head, wanted = head_inputs(hidden, weight, targets, bias, softcap, scale)
     cu_seqlens = _checked("cu_seqlens", cu_seqlens, hidden.shape[0])
-    check_loss_arguments(len(cu_seqlens) - 1, ref_logps, labels, weights, beta=beta, loss_type=loss_type)
+    with_kl = uses_kl(loss_type)
+    check_loss_arguments(len(cu_seqlens) - 1, ref_logps, labels, weights, like=hidden)
+    check_numbers(beta, desirable_weight, undesirable_weight, num_rows, weights)
     num_rows = denominator(num_rows, len(cu_seqlens) - 1, weights)
     loss = LossSettings(beta, desirable_weight, undesirable_weight, loss_type)
     chosen = choose(backend, hidden.device, head.compute_dtype)
     kl_B, kl_sum_and_count = ref_logps.new_empty(0, dtype=head.sum_dtype), None
-    if uses_kl(loss_type):
+    if with_kl:
         if kl_hidden is None or kl_targets is None or kl_cu_seqlens is None:
             raise no_pairs()
         kl_cu_seqlens = _checked("kl_cu_seqlens", kl_cu_seqlens, kl_hidden.shape[0])
@@ -121,8 +115,7 @@ def fused_linear_kto(
                 kl_hidden, weight, kl_targets, bias=bias, softcap=softcap, scale=scale, backend=backend
             )
         _, kl_B, kl_sum_and_count = chosen.row_sums(kl_tokens, kl_cu_seqlens, ref_kl_logps)
-        if reduce is not None:
-            kl_sum_and_count = reduce(kl_sum_and_count)
+        kl_sum_and_count = reduced(kl_sum_and_count, reduce)
     rows = cu_seqlens, labels, weights, ref_logps, kl_sum_and_count
     total, logps_B, z0, rewards_B, u_B, sums, entropy_N, mean_logits_N = _FusedLinearKTO.apply(
         hidden, weight, bias, head, *rows, loss, num_rows, chosen, wanted, stats
@@ -206,6 +199,8 @@ def _joined_blocks(parts: list[tuple[RowSums, Terms]]) -> tuple[RowSums, Terms]:
 
 def _checked(name: str, given: Sequence[int] | torch.Tensor, positions: int) -> list[int]:
     cu_seqlens = given.tolist() if isinstance(given, torch.Tensor) else list(given)
+    if not all(isinstance(offset, int) for offset in cu_seqlens):
+        raise InputError(name, cu_seqlens, "integers", "Offsets count scored positions.")
     rising = all(a <= b for a, b in itertools.pairwise(cu_seqlens))
     if len(cu_seqlens) < 2 or cu_seqlens[0] != 0 or cu_seqlens[-1] != positions or not rising:
         expected = f"rising offsets from 0 to the {positions} scored positions"

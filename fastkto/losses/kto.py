@@ -4,12 +4,13 @@ Equation numbers are those of the contract in the README: Ethayarajh et al., "KT
 Theoretic Optimization" (arXiv 2402.01306), sections 3 and 4.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from fastkto.errors import InputError
+from fastkto.losses.checks import check_loss_arguments, check_numbers, check_pairs, check_tensor, no_pairs, reduced
 
 USES_KL = {"kto": True, "apo_zero_unpaired": False}
 """By loss type: whether z0 is the mean over mismatched pairs. Else it is 0, and no KL rows are built or asked for."""
@@ -57,8 +58,7 @@ def check_rows_to_pair(argument: str, rows: int) -> None:
 
 def reference_point(kl_B: torch.Tensor, reduce: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
     """z0 of eq. (4): `kl.mean().clamp(min=0)`, the mean over all ranks' rows when `reduce` sums over ranks."""
-    both = sum_and_count(kl_B)
-    return clamped_mean(both if reduce is None else reduce(both))
+    return clamped_mean(reduced(sum_and_count(kl_B), reduce))
 
 
 def sum_and_count(kl_B: torch.Tensor) -> torch.Tensor:
@@ -177,16 +177,20 @@ def kto_loss(
         `KTOLoss` in the dtype of `logps` (float32 at least).
 
     Raises:
-        ValueError: shapes that differ, labels that are not bool, a missing KL stream, an unknown loss_type; on a CPU
-            also weights below 0 or not finite, which a GPU would have to be waited for to see.
+        ValueError: what is no tensor, or of another shape or device; labels that are not bool, a missing KL stream, an
+            unknown loss_type, numbers out of range, a `reduce` that returns no sum; on a CPU also weights below 0 or
+            not finite, which a GPU would have to be waited for to see.
 
     Source: eqs. (2) to (6); arXiv 2402.01306, eq. 7 and section 4.1.
     """
-    check_loss_arguments(logps.shape[0], ref_logps, labels, weights, beta=beta, loss_type=loss_type)
+    with_kl = uses_kl(loss_type)
+    check_tensor("logps", logps, 1)
+    check_loss_arguments(logps.shape[0], ref_logps, labels, weights, like=logps)
+    check_numbers(beta, desirable_weight, undesirable_weight, num_rows, weights)
     logps = logps if logps.dtype == torch.float64 else logps.float()
     ref_logps = ref_logps.to(logps.dtype)
     kl_B = log_ratios_of_pairs(kl_logps, ref_kl_logps, logps, loss_type=loss_type)
-    z0 = reference_point(kl_B, reduce) if uses_kl(loss_type) else logps.new_zeros(())
+    z0 = reference_point(kl_B, reduce) if with_kl else logps.new_zeros(())
     log_ratios_B = logps - ref_logps.detach()
     u_B = utilities(log_ratios_B, labels, z0, beta=beta, loss_type=loss_type)
     weights_B = row_weights(
@@ -206,68 +210,3 @@ def log_ratios_of_pairs(
         raise no_pairs()
     ref_kl_logps = check_pairs(kl_logps.shape, ref_kl_logps)
     return kl_logps.detach().to(like.dtype) - ref_kl_logps.detach().to(like.dtype)
-
-
-def check_pairs(shape: Sequence[int], ref_kl_logps: torch.Tensor | None) -> torch.Tensor:
-    """The reference's log-probs of mismatched pairs of this shape, or an `InputError`."""
-    if ref_kl_logps is None:
-        raise no_pairs()
-    if tuple(shape) != tuple(ref_kl_logps.shape) or ref_kl_logps.numel() == 0:
-        raise InputError(
-            "ref_kl_logps",
-            tuple(ref_kl_logps.shape),
-            f"the non-empty shape of kl_logps, {tuple(shape)}",
-            "Score the same pairs with both models.",
-        )
-    return ref_kl_logps
-
-
-def no_pairs() -> InputError:
-    """Where the KL term lacks its rows."""
-    return InputError(
-        "kl_logps and ref_kl_logps",
-        None,
-        'the log-probs of the mismatched pairs for loss_type="kto"',
-        'Pass both, or choose loss_type="apo_zero_unpaired", which has no KL term.',
-    )
-
-
-def check_loss_arguments(
-    rows: int,
-    ref_logps: torch.Tensor,
-    labels: torch.Tensor,
-    weights: torch.Tensor | None = None,
-    *,
-    beta: float,
-    loss_type: str,
-) -> None:
-    """Raise `InputError` for what can be seen without waiting for a device."""
-    uses_kl(loss_type)  # refuses an unknown one
-    if not beta > 0:
-        raise InputError("beta", beta, "a number above 0", "0.1 is the usual start.")
-    if labels.dtype != torch.bool:
-        raise InputError(
-            "labels",
-            labels.dtype,
-            "a bool tensor",
-            "Convert on purpose, e.g. labels == 1; -1/1 would all read as true.",
-        )
-    if labels.shape != (rows,):
-        raise InputError("labels", tuple(labels.shape), f"({rows},), one per row", "Pass one label per row.")
-    if ref_logps.shape != (rows,):
-        raise InputError("ref_logps", tuple(ref_logps.shape), f"({rows},), one per row", "Pass one sum per row.")
-    if weights is not None:
-        _check_weights(weights, rows)
-
-
-def _check_weights(weights: torch.Tensor, rows: int) -> None:
-    if not weights.is_floating_point():
-        raise InputError("weights", weights.dtype, "a tensor of floats", "Convert it: weights.float().")
-    if weights.shape != (rows,):
-        raise InputError("weights", tuple(weights.shape), f"({rows},), one per row", "Pass one weight per row.")
-    if weights.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    bad = ~weights.isfinite() | (weights < 0)
-    if bad.any():
-        fix = "A weight of 0 leaves a row out of the loss."
-        raise InputError("weights", weights[bad][0].item(), "finite numbers from 0 on", fix)
