@@ -29,7 +29,8 @@ WEIGHTS = ("*model*.safetensors", "pytorch_model*.bin", "pytorch_model_fsdp*", "
 def checkpoint_folder(asked: "str | os.PathLike[str] | bool | None", output_dir: str | None) -> str | None:
     """The checkpoint to resume from: the folder named, the newest whole one of the output directory for True, or None.
 
-    A torn one, of a run that was killed while it wrote, is passed over for True and refused by name otherwise.
+    A torn one, of a run that was killed while it wrote, is passed over for True and refused by name otherwise. Where
+    there is none, True starts from the beginning, so that a requeued job needs no hand.
     """
     if asked is None or asked is False:
         return None
@@ -115,15 +116,13 @@ def written_to_its_end(folder: Path, *, main_process: bool) -> Iterator[None]:
         raise
 
 
-def _newest_whole(output_dir: Path) -> str:
-    found = ""
+def _newest_whole(output_dir: Path) -> str | None:
     for folder in _newest_first(output_dir):
         if (reason := why_torn(folder)) is None:
             return str(folder)
         logger.warning(f"{folder} is torn ({reason}): the checkpoint before it is used.")
-        found = f", but in {folder.name} {reason}"
-    fix = "Leave resume_from_checkpoint out to start over."
-    raise InputError("resume_from_checkpoint", True, f"a whole checkpoint-* folder in {output_dir}{found}", fix)
+    logger.warning(f"There is no checkpoint in {output_dir} to resume from: the run starts from its beginning.")
+    return None
 
 
 def _newest_first(output_dir: Path) -> list[Path]:

@@ -1,14 +1,31 @@
 """Hugging Face's `Trainer` with checkpoints from which a run goes on as if it had not been stopped."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
 
+from fastkto.disk import writing
 from fastkto.training.faults.checkpoints import check_fits, checkpoint_folder, written_to_its_end
 from fastkto.training.output.adapters import load_adapter, save_adapter
+from fastkto.training.output.folder import owned
+from fastkto.training.output.record import RunRecord
 from fastkto.trunk.modules import is_peft_model
+
+logger = logging.get_logger(__name__)
+
+GROUPS = {
+    "learning_rate": ("lr", "initial_lr"),
+    "weight_decay": ("weight_decay",),
+    "adam_beta1": ("betas",),
+    "adam_beta2": ("betas",),
+    "adam_epsilon": ("eps",),
+}
+"""Settings that an optimizer holds for each group of its weights, under these names."""
 
 
 class Kept(Protocol):
@@ -25,6 +42,7 @@ class ResumableTrainer(Trainer):
     """A checkpoint is whole or none, holds an adapter as it is, and what else is `kept`."""
 
     kept: list[Kept]
+    record: RunRecord
 
     def found(self, resume_from_checkpoint: "str | bool | None") -> str | None:
         """The checkpoint to resume from, which fits this model; the Trainer loads the rest of it."""
@@ -32,15 +50,25 @@ class ResumableTrainer(Trainer):
         if checkpoint is not None:
             if not self._has_own_format:
                 check_fits(checkpoint, self.model)
-            for kept in self.kept:
+            for kept in (self.record, *self.kept):
                 kept.load(checkpoint)
         return checkpoint
+
+    @contextmanager
+    def owning_output(self, checkpoint: str | None) -> Iterator[None]:
+        """The output directory, this run's alone inside the block."""
+        folder, main_process = self.args.output_dir or ".", bool(self.args.should_save)
+        with owned(folder, self.accelerator, main_process=main_process, fresh=checkpoint is None):
+            if main_process:
+                with writing("output_dir", folder, "what the run is made of"):
+                    self.record.save(folder)
+            yield
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The Trainer's; a checkpoint gets its other files too, before the one that makes it whole."""
         super().save_model(output_dir, _internal_call)
         if _internal_call and output_dir is not None and self.args.should_save:
-            for kept in self.kept:
+            for kept in (self.record, *self.kept):
                 kept.save(output_dir)
             if self._keeps_adapter:
                 save_adapter(self.model, output_dir)
@@ -66,6 +94,26 @@ class ResumableTrainer(Trainer):
             load_adapter(self.model, str(self.state.best_model_checkpoint))
         else:
             super()._load_best_model()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The Trainer's; settings of the optimizer that were changed hold from here on."""
+        changed = self.record.changed if checkpoint is not None else set()
+        if any(name.startswith("optim") for name in changed):
+            logger.warning("The optimizer is another one than in the checkpoint: it starts anew.")
+            return
+        kept = {name for setting in changed & GROUPS.keys() for name in GROUPS[setting]}
+        optimizer: Any = self.optimizer
+        given = [{name: group[name] for name in kept & group.keys()} for group in optimizer.param_groups if kept]
+        base_lrs = list(getattr(self.lr_scheduler, "base_lrs", []))
+        super()._load_optimizer_and_scheduler(checkpoint)
+        for group, values in zip(optimizer.param_groups, given, strict=False):
+            group.update(values)
+        if "learning_rate" in changed and base_lrs:
+            scheduler: Any = self.lr_scheduler
+            scheduler.base_lrs = base_lrs
+            for group, base, factor in zip(optimizer.param_groups, base_lrs, scheduler.lr_lambdas, strict=True):
+                group["lr"] = base * factor(scheduler.last_epoch)
+            scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]  # which the next log line reads
 
     @property
     def _has_own_format(self) -> bool:
