@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalPrediction, has_length
 
+from fastkto.batch.packed import padded_targets
 from fastkto.batch.targets_and_kl import weight_of
 from fastkto.config import KTOConfig
 from fastkto.disk import no_folder_left
@@ -23,18 +24,20 @@ from fastkto.training.assemble import assemble
 from fastkto.training.batching import pairable_sampler
 from fastkto.training.callbacks import LogAtCheckpoint, MetricsFile, SamplerEpoch
 from fastkto.training.faults.collapse import CollapseWatch
-from fastkto.training.faults.finite import FiniteWatch
+from fastkto.training.faults.finite import FiniteWatch, check_optimizer
 from fastkto.training.faults.interruption import Interruption
 from fastkto.training.faults.out_of_memory import naming_the_batch
 from fastkto.training.loading import (
     check_reference,
-    check_token_ids,
+    check_saves,
     config_for,
     keep_float32_outputs,
     load_policy,
     load_tokenizer,
     policy_and_reference,
+    vocabulary_of,
 )
+from fastkto.training.output.record import RunRecord
 from fastkto.training.output.resumable import ResumableTrainer
 from fastkto.training.prepare import prepare, prepare_eval
 
@@ -97,17 +100,19 @@ class KTOTrainer(ResumableTrainer):
         if ref_model is not None:
             check_reference(ref_model, model)
         refuse_data_parallel(args)
+        check_optimizer(str(getattr(args.optim, "value", args.optim)))
         choose(args.head_backend, args.device)
         set_seed(args.seed)
         source = model if isinstance(model, str) else None
         model = load_policy(model, args, quantization_config)
         tokenizer = load_tokenizer(processing_class, model, args)
-        for given in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
-            check_token_ids(given, model)
-        train = prepare(train_dataset, tokenizer, args, name="train", batch_size=args.per_device_train_batch_size)
+        check_saves(model, tokenizer)
+        self._vocabulary = vocabulary_of(model)
+        given = train_dataset, tokenizer, args, self._vocabulary
+        train = prepare(*given, name="train", batch_size=args.per_device_train_batch_size)
         self.data_summary = train.summary
         self.settings = LossSettings(args.beta, train.desirable_weight(args), args.undesirable_weight, args.loss_type)
-        evals = prepare_eval(eval_dataset, tokenizer, args)
+        evals = prepare_eval(eval_dataset, tokenizer, args, self._vocabulary)
         model, reference_model, start = policy_and_reference(model, ref_model, args, peft_config, source)
         self._finite, self._interruption = FiniteWatch(args.on_nonfinite), Interruption()
         watches = [MetricsFile(), self._finite, self._interruption, LogAtCheckpoint(), CollapseWatch()]
@@ -126,10 +131,12 @@ class KTOTrainer(ResumableTrainer):
             self.model_accepts_loss_kwargs = True
             self.accelerator.gradient_accumulation_steps = 1  # the loss has its share; older Trainers divide once more
             keep_float32_outputs(self.accelerator)
+            self.record = RunRecord(args, self.train_dataset, model, reference_model, start)
+            self.record.agree(self.accelerator)
             self._finite.attach(self.accelerator)
             with running(self.model, self.accelerator):  # the probe, and the cache where it is filled
-                given = self.model, reference_model, start, self.train_dataset, data_collator, args, tokenizer
-                parts = assemble(*given, self.accelerator)
+                policy = self.model, reference_model, start, self.train_dataset, data_collator, args, tokenizer
+                parts = assemble(*policy, self.accelerator)
                 self._model_run, self.data_collator, self.reference, moving, self.aux_loss_coef = parts
                 if moving is not None:
                     self.add_callback(moving)
@@ -138,12 +145,22 @@ class KTOTrainer(ResumableTrainer):
                 if self.reference.cache is not None:
                     self._fill_cache()
 
+    @property
+    def ref_model(self) -> Any:
+        """The second model that is the reference, as TRL has it; None where the policy is its own."""
+        return self.reference.model
+
+    @property
+    def aux_loss_enabled(self) -> bool:
+        """Whether a mixture of experts' auxiliary loss is added, as TRL has it."""
+        return self.aux_loss_coef > 0
+
     def train(self, resume_from_checkpoint: "str | bool | None" = None, *args: Any, **kwargs: Any) -> Any:
         """Train; a checkpoint to resume from is looked at before anything else happens."""
         checkpoint = self.found(resume_from_checkpoint)
         self._meters["train"].clear()  # of steps after the last log line of an earlier call
         self.reference.policy_moved = True
-        with self._interruption:
+        with self.owning_output(checkpoint), self._interruption:
             result = super().train(checkpoint, *args, **kwargs)
         if self._finite.error is not None:
             raise self._finite.error
@@ -201,6 +218,8 @@ class KTOTrainer(ResumableTrainer):
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Loss of an evaluation batch; with `compute_metrics` also each row's reward and label."""
+        if "inputs" in self.args.include_for_metrics and "sequences" in inputs:  # which the caller hands to them
+            inputs["input_ids"] = padded_targets(inputs, self.processing_class.pad_token_id)
         inputs = self._prepare_inputs(inputs)
         # autocast: a model that has not been through `train` is not wrapped in it, the reference always is
         naming = naming_the_batch(inputs, self.args)
@@ -234,13 +253,14 @@ class KTOTrainer(ResumableTrainer):
     ) -> dict[str, float]:
         """Evaluate; a dataset passed here is prepared as one passed to the constructor, and idempotently so."""
         if eval_dataset is not None and not isinstance(eval_dataset, str):
-            eval_dataset = prepare_eval(eval_dataset, self.processing_class, self.args)
+            eval_dataset = prepare_eval(eval_dataset, self.processing_class, self.args, self._vocabulary)
         prepared: Any = eval_dataset
         return super().evaluate(prepared, ignore_keys, metric_key_prefix)
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """Batches for `predict`, whose dataset is prepared as one passed to `evaluate`."""
-        return super().get_test_dataloader(prepare_eval(test_dataset, self.processing_class, self.args, name="test"))
+        given = test_dataset, self.processing_class, self.args, self._vocabulary
+        return super().get_test_dataloader(prepare_eval(*given, name="test"))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The Trainer's log line, with the figures of the steps since the last one."""
