@@ -27,6 +27,7 @@ from fastkto.training.faults.collapse import CollapseWatch
 from fastkto.training.faults.finite import FiniteWatch, check_optimizer
 from fastkto.training.faults.interruption import Interruption
 from fastkto.training.faults.out_of_memory import naming_the_batch
+from fastkto.training.faults.start import StartCheck
 from fastkto.training.loading import (
     check_reference,
     check_saves,
@@ -103,18 +104,18 @@ class KTOTrainer(ResumableTrainer):
         check_optimizer(str(getattr(args.optim, "value", args.optim)))
         choose(args.head_backend, args.device)
         set_seed(args.seed)
-        source = model if isinstance(model, str) else None
-        model = load_policy(model, args, quantization_config)
+        source, model = model if isinstance(model, str) else None, load_policy(model, args, quantization_config)
         tokenizer = load_tokenizer(processing_class, model, args)
         check_saves(model, tokenizer)
         self._vocabulary = vocabulary_of(model)
         given = train_dataset, tokenizer, args, self._vocabulary
         train = prepare(*given, name="train", batch_size=args.per_device_train_batch_size)
-        self.data_summary = train.summary
+        self.data_lines = train.summary.lines() if train.summary else []
         self.settings = LossSettings(args.beta, train.desirable_weight(args), args.undesirable_weight, args.loss_type)
         evals = prepare_eval(eval_dataset, tokenizer, args, self._vocabulary)
         model, reference_model, start = policy_and_reference(model, ref_model, args, peft_config, source)
         self._finite, self._interruption = FiniteWatch(args.on_nonfinite), Interruption()
+        self._start = StartCheck(start)
         watches = [MetricsFile(), self._finite, self._interruption, LogAtCheckpoint(), CollapseWatch()]
         with no_folder_left(args.output_dir):
             super().__init__(
@@ -187,6 +188,7 @@ class KTOTrainer(ResumableTrainer):
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients over ranks
         if self.model.training:
+            self._start(out, self.settings.beta, self.state)
             loss, bad = self._finite.guard(loss, out, reference.logps, inputs["row_ids"])
             if self.args.on_nonfinite == "skip":  # what is left out of the weights is left out of the log
                 sums = torch.where(bad, torch.zeros_like(sums), sums)

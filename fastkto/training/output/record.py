@@ -58,6 +58,11 @@ class RunRecord:
             }
         )
 
+    def not_defaults(self) -> dict[str, Any]:
+        """The settings whose values are not the defaults."""
+        defaults = _plain(type(self.args)(self.args.output_dir, use_cpu=self.args.use_cpu).to_dict())
+        return {k: v for k, v in self.about["settings"].items() if v != defaults.get(k)}
+
     def agree(self, accelerator: Any) -> None:
         """Raise `InputError` on every rank where one was started with something else, and would hang or mix."""
         if accelerator.num_processes == 1:

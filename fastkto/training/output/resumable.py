@@ -12,12 +12,14 @@ from transformers.utils import logging
 from fastkto.disk import writing
 from fastkto.training.faults.checkpoints import check_fits, checkpoint_folder, written_to_its_end
 from fastkto.training.output.adapters import load_adapter, save_adapter
+from fastkto.training.output.card import card, write_card
 from fastkto.training.output.folder import owned
 from fastkto.training.output.record import RunRecord
-from fastkto.trunk.modules import is_peft_model
+from fastkto.trunk.modules import is_peft_model, unwrap_peft
 
 logger = logging.get_logger(__name__)
 
+TAGS = ("fastkto", "kto")
 GROUPS = {
     "learning_rate": ("lr", "initial_lr"),
     "weight_decay": ("weight_decay",),
@@ -43,6 +45,10 @@ class ResumableTrainer(Trainer):
 
     kept: list[Kept]
     record: RunRecord
+    data_lines: list[str]
+    """What the data held, in words; empty for a stream."""
+    rerun: str | None = None
+    """The command that does this run again, where one does."""
 
     def found(self, resume_from_checkpoint: "str | bool | None") -> str | None:
         """The checkpoint to resume from, which fits this model; the Trainer loads the rest of it."""
@@ -65,13 +71,30 @@ class ResumableTrainer(Trainer):
             yield
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The Trainer's; a checkpoint gets its other files too, before the one that makes it whole."""
+        """The Trainer's; with a card. A checkpoint gets its other files, before the one that makes it whole."""
         super().save_model(output_dir, _internal_call)
+        if not _internal_call:
+            self.create_model_card()
         if _internal_call and output_dir is not None and self.args.should_save:
             for kept in (self.record, *self.kept):
                 kept.save(output_dir)
             if self._keeps_adapter:
                 save_adapter(self.model, output_dir)
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """`README.md` in the output directory, in the place of the Trainer's."""
+        if not self.args.should_save:
+            return
+        folder, model = Path(self.args.output_dir or "."), unwrap_peft(self.model)
+        base = model.config._name_or_path or None
+        tags = dict.fromkeys([*TAGS, *(getattr(model, "model_tags", None) or ())])
+        about = self.record.about
+        text = card(
+            *(folder.resolve().name, base, about, self.record.not_defaults(), self.data_lines),
+            *(self.state.log_history, [*tags], self.rerun),
+        )
+        with writing("output_dir", folder, "the model card"):
+            write_card(folder, text)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         folder = Path(self.args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
