@@ -14,10 +14,20 @@ from tiny import tiny_llama
 from tiny_trainer import STILL, Gradients, by_hand, noisy, rows, rows_seen, steps, trainer, weighted
 from tolerance import assert_close
 
+from fastkto.errors import InputError
+
 ONE_CLASS_A_RANK = {"desirable": lambda i: i % 8 < 4}
 WEIGHTS = [0.1, 0.2, 0.0, 0.3, 4.0, 3.0, 2.0, 5.0] * 2 + [1.0, 0.0, 0.5, 2.0]
 KINDS = {"None": {}, "False": {"packing": False}, "weighted": {}}
 SETTINGS = {**STILL, "beta": 0.5, "desirable_weight": 1.5, "max_steps": -1, "num_train_epochs": 1}
+
+OTHERWISE = {
+    "beta": lambda rank: {"beta": 0.1 + rank},
+    "seed": lambda rank: {"seed": 3 + rank},
+    "max_steps": lambda rank: {"max_steps": 3 + rank},
+    "data": lambda rank: {"train_dataset": rows(20 + rank)},
+}
+"""What one rank was started with and the other not."""
 
 
 def reference():
@@ -55,6 +65,13 @@ def main(folder):
     assert cached.reference.cache.misses == 0
     shuffled = trainer(folder / "shuffled", train_dataset=rows(16), max_steps=-1, num_train_epochs=3)
     (folder / f"shuffled-{rank}.json").write_text(json.dumps(rows_seen(shuffled)))
+    refused = {}
+    for name, changes in OTHERWISE.items():
+        try:
+            trainer(folder / "otherwise", **changes(rank))
+        except InputError as error:
+            refused[name] = str(error)
+    (folder / f"refused-{rank}.json").write_text(json.dumps(refused))
     leave_group()
 
 
@@ -123,6 +140,15 @@ def test_both_ranks_log_the_same_and_the_cache_changes_nothing(two_ranks):
         assert first == second
     plain, cached = (json.loads((two_ranks / f"{kind}-0.json").read_text())["steps"] for kind in ("None", "cached"))
     assert [line["kl/raw"] for line in plain] == [line["kl/raw"] for line in cached]
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_ranks_that_were_started_otherwise_are_refused_by_name(two_ranks, name):
+    """They hung, or trained on a mixture."""
+    for rank in range(2):
+        message = json.loads((two_ranks / f"refused-{rank}.json").read_text())[name]
+        assert message.startswith(f"{name}: got ")
+        assert "on rank 0 and" in message
 
 
 def test_every_epoch_is_shuffled_anew_and_shared_out_whole(two_ranks):
