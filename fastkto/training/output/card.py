@@ -45,7 +45,7 @@ def card(
         f"{what} trained{f' from {base}' if base else ''} on thumbs-up / thumbs-down feedback with "
         "[KTO](https://arxiv.org/abs/2402.01306) by fastkto.",
         *("", "## Data", "", "```", *(data or ["a stream, which was not counted"]), "```", ""),
-        *("## Figures", "", "| | first log line | last log line |", "|---|---|---|", *_figures(history), ""),
+        *("## Figures", "", "| | first | last |", "|---|---|---|", *_figures(history), ""),
         *("## Settings that are not the defaults", "", "| field | value |", "|---|---|"),
         *(f"| `{field}` | `{value}` |" for field, value in settings.items()),
         *("", "## Versions", "", ", ".join(f"{name} {version}" for name, version in about["versions"].items()), ""),
@@ -56,14 +56,11 @@ def card(
 
 
 def _figures(history: Sequence[Mapping[str, float]]) -> list[str]:
-    steps = [line for line in history if "loss" in line]
-    if not steps:
-        return []
-    rows = [f"| step | {steps[0]['step']} | {steps[-1]['step']} |"]
-    rows += [f"| {name} | {steps[0][name]:.6g} | {steps[-1][name]:.6g} |" for name in FIGURES if name in steps[-1]]
-    evaluated = [line for line in history if "eval_loss" in line]
-    if evaluated:
-        names = ["eval_loss", *(f"eval_{name}" for name in FIGURES[1:-1])]
-        first, last = evaluated[0], evaluated[-1]
-        rows += [f"| {name} | {first[name]:.6g} | {last[name]:.6g} |" for name in names if name in last]
+    """Each figure where it was first logged and where last: a line lacks those of a class that it has not."""
+    rows = []
+    for name in ("step", *FIGURES, "eval_loss", *(f"eval_{name}" for name in FIGURES[1:-1])):
+        about = "eval_loss" if name.startswith("eval_") else "loss"
+        values = [line[name] for line in history if about in line and name in line]
+        if values:
+            rows.append(f"| {name} | {values[0]:.6g} | {values[-1]:.6g} |")
     return rows

@@ -37,6 +37,15 @@ def test_the_card_says_what_was_trained_on_what(adapter, tmp_path):
     assert "max_length" not in body, "it has its default"
 
 
+def test_a_line_that_lacks_a_class_lacks_its_figures_only(tmp_path):
+    t = trainer(tmp_path, train_dataset=rows(12, desirable=lambda i: i >= 4), train_sampling_strategy="sequential")
+    t.train()
+    t.save_model()
+    assert "rewards/chosen" not in steps(t)[0]
+    body = (tmp_path / "out" / "README.md").read_text()
+    assert f"| rewards/chosen | {steps(t)[1]['rewards/chosen']:.6g} |" in body
+
+
 def test_a_readme_of_somebody_else_stays(tmp_path, caplog):
     t = trainer(tmp_path)
     t.train()
