@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from merges import edit_json, edit_weights, save_adapter, save_base
@@ -97,3 +98,14 @@ def test_b9_quantised_weights_are_not_added_to():
     save_adapter()
     edit_json("base/config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
     refused("quantised", "--model")
+
+
+def test_b9_a_tensor_that_peft_does_not_load_is_refused(monkeypatch):
+    load = peft.peft_model.set_peft_model_state_dict
+    save_base()
+    save_adapter()
+    monkeypatch.setattr(
+        "peft.peft_model.set_peft_model_state_dict",
+        lambda model, tensors, **kwargs: load(model, without(Q)(tensors), **kwargs),
+    )
+    refused("have none", Q)

@@ -6,8 +6,9 @@ import peft
 import pytest
 import torch
 from adapters import EVERY, LORA, SAMPLE, adapter_config
-from merges import exact_sum, save_adapter, save_base, tensors, units
+from merges import edit_json, edit_weights, exact_sum, save_adapter, save_base, tensors, units
 from tolerance import assert_within
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from fastkto.errors import InputError
 from fastkto.tools.merge.merging import merge
@@ -62,11 +63,8 @@ def test_b9_a_lora_that_is_no_sum_with_its_base_is_refused(settings):
     assert {path.name for path in Path().iterdir()} == {"base", "adapter"}
 
 
-def test_b9_experts_of_an_older_transformers_are_merged_where_they_are_now(monkeypatch):
+def test_b9_experts_of_an_older_transformers_are_merged_where_they_are_now():
     """An adapter on each expert's own weights, as it was before transformers kept the experts of a layer as one."""
-    from merges import edit_json, edit_weights
-    from transformers import MixtralConfig, MixtralForCausalLM
-
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = MixtralConfig(vocab_size=264, num_hidden_layers=1, num_local_experts=2, **sizes)
