@@ -31,7 +31,7 @@ COMMANDS = {
     "plan": "the memory that a training step needs, by part, and the longest rows that fit",
     "bench": "time and memory of a training step, beside TRL's and plain fine-tuning",
     "doctor": "versions, devices, backends, and a check against the oracle",
-    "merge": "merge a LoRA adapter into its base model",
+    "merge": "merge an adapter into its base model",
     "report": "draw a run's metrics as report.png",
 }
 

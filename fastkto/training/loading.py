@@ -81,11 +81,11 @@ def load_policy(
     try:
         loaded = AutoModelForCausalLM.from_pretrained(model, **kwargs)
     except (RuntimeError, OSError, ValueError, SafetensorError) as error:
-        raise _why_not_loaded(model, error) or error from error
+        raise why_not_loaded(model, error) or error from error
     return check_weights("model", loaded)
 
 
-def _why_not_loaded(model: str, error: Exception) -> InputError | None:
+def why_not_loaded(model: str, error: Exception) -> InputError | None:
     """What transformers and safetensors say of a model that cannot be loaded, where it can be said better."""
     if isinstance(error, SafetensorError):
         return InputError("model", model, f"complete weights, but: {error}", "Download it again.")
