@@ -2,8 +2,8 @@
 
     python benchmarks/data_scale.py [--rows 100000] [--out benchmarks/results]
 
-Each side reads the same chat rows by its own reader, builds its `KTOTrainer` on a tiny model and stops there. The answer
-is checked first: both hold the same prompt and completion tokens and labels for every row.
+Each side reads the same chat rows by its own reader, builds its `KTOTrainer` on a tiny model and stops there. The
+answer is checked first: both hold as many rows, and of every 97th the same tokens of prompt and completion and label.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from typing import Any
 
 from fastkto.bench.machine import machine
 
+WORDS = ("the", "shop", "is", "open", "on", "sunday", "and", "my", "parcel", "came", "late", "but", "whole", "thanks")
 SIDES = {
     "fastkto": """
 import fastkto
@@ -69,11 +70,10 @@ def _prepare(folder: Path, rows: int) -> None:
 
     tiny_llama().save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
-    words = "the shop is open on sunday and my parcel came late but whole thank you for asking again".split()
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
         for i in range(rows):
-            prompt = " ".join(words[(i * 7 + j * 3) % len(words)] for j in range(12 + i % 17))
-            answer = " ".join(words[(i * 5 + j) % len(words)] for j in range(10 + i % 29))
+            prompt = " ".join(WORDS[(i * 7 + j * 3) % len(WORDS)] for j in range(12 + i % 17))
+            answer = " ".join(WORDS[(i * 5 + j) % len(WORDS)] for j in range(10 + i % 29))
             row: dict[str, Any] = {
                 "prompt": [{"role": "user", "content": f"{i}: {prompt}"}],
                 "completion": [{"role": "assistant", "content": answer}],

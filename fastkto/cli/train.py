@@ -117,7 +117,8 @@ def train(trainer: "KTOTrainer", given: dict[str, Any]) -> None:
             file = write_config(folder, given)
             trainer.rerun = f"fastkto train {file} --output_dir ANOTHER_FOLDER"
         trainer.save_model(folder)
-    next_to_do = f"fastkto merge {folder}" if trainer.record.about["adapter"] else f"fastkto report {folder}"
+    adapter = trainer.record.about["adapter"]
+    next_to_do = f"fastkto merge {folder} --output_dir FOLDER" if adapter else f"fastkto report {folder}"
     trainer.accelerator.print(
         f"Trained {trainer.state.global_step} steps. The model is in {folder}, described in its README.md. "
         f"Next: {next_to_do}"
