@@ -94,13 +94,17 @@ def plain(
     (3 * loss).backward()
     sums = [x.detach()[mask].sum() for x in (logps, z, beta * (logps - ref)) for mask in (labels, ~labels)]
     values = {"loss": loss.detach()} | dict(zip(METRICS, sums, strict=True))
+    for name, mask in (("chosen_rewards_sum", labels), ("rejected_rewards_sum", ~labels)):
+        terms = beta * (logps.abs() + ref.abs())[mask].sum()  # which cancel in the rewards
+        values[f"condition of {name}"] = max(1.0, (terms / values[name].abs().clamp(min=1e-3)).item())
     return values | {f"d {name}": leaf.grad for name, leaf in leaves.items()}
 
 
 def assert_same(ours, theirs, exact):
     for name, value in ours.items():
         assert value.dtype == theirs[name].dtype, name
-        assert_close(value, exact[name], theirs[name], name=name)
+        condition = exact.get(f"condition of {name}", 1.0)
+        assert_close(value, exact[name], theirs[name], name=name, condition=condition)
 
 
 def test_constructor_and_call_are_the_same_and_end_in_ours(liger):
