@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastkto.cli.options.strict import StrictParser
-from fastkto.errors import InputError
+from fastkto.errors import InputError, escaped
 from fastkto.tools.merge import ALLOWED_NATS, merge
 
 DESCRIPTION = """Add a LoRA adapter to the weights of its base model and save the sum with tokenizer, chat template and
@@ -22,7 +22,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--trust_remote_code", "--trust-remote-code", action="store_true", help="run the model's code")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that is not empty")
     arguments = parser.parse_all(argv)
-    adapter, output = Path(arguments.adapter), Path(arguments.output_dir)
+    adapter, output = (Path(path).expanduser() for path in (arguments.adapter, arguments.output_dir))
     if not (adapter / "adapter_config.json").is_file():
         fix = "Name the output or a checkpoint of a training run with use_peft."
         raise InputError("ADAPTER_DIR", str(adapter), "a folder with adapter_config.json", fix)
@@ -34,6 +34,6 @@ def run(argv: Sequence[str]) -> int:
         trust_remote_code=arguments.trust_remote_code,
         overwrite=arguments.overwrite,
     )
-    print(f"{output}: base and adapter in one, {arguments.dtype}.")
+    print(f"{escaped(str(output))}: base and adapter in one, {arguments.dtype}.")
     print(f"log-probs of a test sentence: {difference:.1e} nats per token away from the adapter's at most")
     return 0

@@ -1,5 +1,8 @@
 """A LoRA adapter and its base model as one model that stock transformers loads."""
 
+import contextlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +34,14 @@ def merge(
     from fastkto.training.loading import model_source
 
     peft = require("peft", "peft")
-    config = peft.PeftConfig.from_pretrained(str(adapter))
+    with _readable(adapter):
+        config = peft.PeftConfig.from_pretrained(str(adapter))
     name = model_source(base or config.base_model_name_or_path, "model")
     check_output(output, overwrite=overwrite, keep=[adapter, *([Path(name)] if Path(name).is_dir() else [])])
     load = {"dtype": torch.float32, "trust_remote_code": trust_remote_code}
     weights = AutoModelForCausalLM.from_pretrained(name, revision=None if base else config.revision, **load)
-    model = peft.PeftModel.from_pretrained(weights, str(adapter)).eval()
+    with _readable(adapter):
+        model = peft.PeftModel.from_pretrained(weights, str(adapter)).eval()
     if not hasattr(model.base_model, "merge_and_unload"):
         kind = getattr(config.peft_type, "value", config.peft_type)
         raise InputError("ADAPTER_DIR", kind, "an adapter that adds to weights, such as LoRA", "It cannot be merged.")
@@ -56,6 +61,16 @@ def merge(
             fix = "Is this the base model that the adapter was trained on? Try --dtype float32."
             raise InputError("ADAPTER_DIR", found, f"at most {ALLOWED_NATS[dtype]:g}", fix)
     return difference
+
+
+@contextlib.contextmanager
+def _readable(adapter: Path) -> Iterator[None]:
+    """Turn what peft raises for settings that it does not know, e.g. a KeyError of the type, into `InputError`."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        fix = f"peft says: {type(error).__name__}: {error}. Was it written by a newer peft?"
+        raise InputError("ADAPTER_DIR", str(adapter), "an adapter_config.json that this peft can read", fix) from error
 
 
 def _tokenizer(adapter: Path, base: str, trust_remote_code: bool) -> Any:

@@ -11,8 +11,9 @@ from transformers.utils import logging
 
 from fastkto.config import WEIGHT_DTYPES, KTOConfig
 from fastkto.engines import left_to_first_rank, partitioned, whole_shape
-from fastkto.errors import InputError, require
+from fastkto.errors import InputError, keywords_of, require
 from fastkto.step.reference_model import StartingWeights, check_separate, frozen_copy
+from fastkto.training.checks import check_revision
 from fastkto.trunk.modules import first_non_finite, is_peft_model, unwrap_peft
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def config_for(args: KTOConfig | None, model: "str | PreTrainedModel | Any") -> 
         fix = "Import KTOConfig from fastkto: it has every field of TRL's under its name."
         raise InputError("args", found, "a fastkto.KTOConfig", fix)
     accelerator_config: Any = args.accelerator_config
+    if accelerator_config.dispatch_batches:
+        logger.warning("accelerator_config: dispatch_batches has no effect, every process reads its own batches.")
     accelerator_config.dispatch_batches = False  # it cuts and joins batches by rows, which ours do not survive
     # from pinned memory a copy does not wait for the step before it
     accelerator_config.non_blocking |= args.dataloader_pin_memory
@@ -70,6 +73,7 @@ def load_policy(
     if quantization_config is not None:
         kwargs["quantization_config"] = quantization_config
         check_trains("quantization_config", quantization_config.load_in_4bit, args)
+    check_revision("model_init_kwargs", model, kwargs.get("revision"))
     dtype = kwargs.setdefault("dtype", "float32")
     if isinstance(dtype, str):
         if dtype not in ("auto", *WEIGHT_DTYPES):
@@ -78,7 +82,10 @@ def load_policy(
     kwargs.setdefault("trust_remote_code", args.trust_remote_code)
     kwargs.setdefault("use_safetensors", True)  # a pickle can run code
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(model, **kwargs)
+        with keywords_of("model_init_kwargs", args.model_init_kwargs):
+            loaded = AutoModelForCausalLM.from_pretrained(model, **kwargs)
+    except InputError:
+        raise
     except (RuntimeError, OSError, ValueError, SafetensorError) as error:
         raise _why_not_loaded(model, error) or error from error
     return check_weights("model", loaded)

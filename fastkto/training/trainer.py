@@ -21,6 +21,7 @@ from fastkto.step.micro_step import kto_step
 from fastkto.training.assemble import assemble
 from fastkto.training.batching import pairable_sampler
 from fastkto.training.callbacks import LogAtCheckpoint, MetricsFile, SamplerEpoch
+from fastkto.training.checks import check_scaler, check_settings, check_trained
 from fastkto.training.faults.collapse import CollapseWatch
 from fastkto.training.faults.finite import FiniteWatch
 from fastkto.training.faults.interruption import Interruption
@@ -93,6 +94,7 @@ class KTOTrainer(ResumableTrainer):
         args = config_for(args, model)
         if train_dataset is None:
             raise InputError("train_dataset", None, "a dataset of feedback rows", "Pass one; `fastkto data` shows it.")
+        check_settings(args)
         if ref_model is not None:
             check_reference(ref_model, model)
         refuse_data_parallel(args)
@@ -108,6 +110,7 @@ class KTOTrainer(ResumableTrainer):
         self.settings = LossSettings(args.beta, train.desirable_weight(args), args.undesirable_weight, args.loss_type)
         evals = prepare_eval(eval_dataset, tokenizer, args)
         model, reference_model, start = policy_and_reference(model, ref_model, args, peft_config, source)
+        check_trained(model, optimizers[0])
         self._finite, self._interruption = FiniteWatch(args.on_nonfinite), Interruption()
         watches = [MetricsFile(), self._finite, self._interruption, LogAtCheckpoint(), CollapseWatch()]
         with no_folder_left(args.output_dir):
@@ -140,6 +143,7 @@ class KTOTrainer(ResumableTrainer):
     def train(self, resume_from_checkpoint: "str | bool | None" = None, *args: Any, **kwargs: Any) -> Any:
         """Train; a checkpoint to resume from is looked at before anything else happens."""
         checkpoint = self.found(resume_from_checkpoint)
+        check_scaler(checkpoint, self.accelerator)
         self._meters["train"].clear()  # of steps after the last log line of an earlier call
         self.reference.policy_moved = True
         with self._interruption:

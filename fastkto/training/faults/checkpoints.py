@@ -35,7 +35,7 @@ def checkpoint_folder(asked: "str | os.PathLike[str] | bool | None", output_dir:
         return None
     if asked is True:
         return _newest_whole(Path(output_dir or "."))
-    folder = Path(asked)
+    folder = Path(asked).expanduser()
     if not (folder / TRAINER_STATE_NAME).is_file() and not any(folder.glob("*.safetensors")):
         fix = "Name a checkpoint-* folder of an output directory."
         raise InputError("resume_from_checkpoint", str(asked), f"a folder that holds {TRAINER_STATE_NAME}", fix)
@@ -43,7 +43,7 @@ def checkpoint_folder(asked: "str | os.PathLike[str] | bool | None", output_dir:
         others = [other.name for other in _newest_first(folder.parent) if why_torn(other) is None]
         fix = f"Name {others[0]}, the newest that is whole." if others else "Start over: no other is whole."
         raise InputError("resume_from_checkpoint", str(asked), f"a whole checkpoint, but {reason}", fix)
-    return os.fspath(asked)
+    return os.fspath(folder)
 
 
 def why_torn(folder: Path) -> str | None:
