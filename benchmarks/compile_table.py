@@ -70,7 +70,8 @@ def launches(arch: int, dtype: torch.dtype, depth: int, *, variants: bool) -> li
             logps, ref = torch.empty(4096, device="meta"), torch.empty(16, device="meta")
             rows = fk.row_sums(logps, torch.empty(17, dtype=torch.int64, device="meta"), ref)
             labels = torch.empty(16, dtype=torch.bool, device="meta")
-            fk.kto_terms(rows, labels, rows.sum_and_count, ref[:1], beta=0.1)
+            for weights in (None, ref):
+                fk.kto_terms(rows, labels, rows.sum_and_count, ref[:1], weights, beta=0.1)
     finally:
         for module in modules:
             vars(module)["launch"] = original
@@ -130,7 +131,7 @@ def describe(kernel: Any, args: tuple, options: dict, arch: int) -> dict[str, An
         "tile": "x".join(str(named[k]) for k in ("ROWS", "COLUMNS", "DEPTH", "TILES", "WIDTH", "BLOCK") if k in named),
         "warps": settings.get("num_warps", 4),
         "stages": settings.get("num_stages", 3),
-        "with": [name for name in ("bias", "weighted", "kept") if name in pointers]
+        "with": [name for name in ("bias", "weighted", "kept", "weights") if name in pointers]
         + [name.lower() for name in ("SOFTCAP", "DESCRIPTORS") if named.get(name)],
         "shared_KiB": round(binary.metadata.shared / 1024, 1),
     }

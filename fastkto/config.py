@@ -18,6 +18,7 @@ logger = logging.get_logger(__name__)
 WEIGHT_DTYPES = ("bfloat16", "float16", "float32")
 ON_NONFINITE = ("stop", "skip")
 PATHS = ("output_dir", "ref_cache_dir", "resume_from_checkpoint", "deepspeed", "fsdp_config", "accelerator_config")
+RESUME_CHANGED = ("refuse", "ok")
 SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length", "stratified")
 
 
@@ -104,6 +105,13 @@ class KTOConfig(TrainingArguments):
             "choices": list(ON_NONFINITE),
         },
     )
+    resume_changed: str = field(
+        default="refuse",
+        metadata={
+            "help": "A checkpoint of other data, weights, or settings that decide the loss: refuse, or go on (ok).",
+            "choices": list(RESUME_CHANGED),
+        },
+    )
     head_backend: str = field(default="auto", metadata={"help": "Backend of the LM head; see `fastkto doctor`."})
     activation_offloading: bool = field(default=False, metadata={"help": "Keep activations in CPU memory."})
     sync_ref_model: bool = field(default=False, metadata={"help": "Move the reference towards the policy (TR-DPO)."})
@@ -150,6 +158,7 @@ class KTOConfig(TrainingArguments):
             ("loss_type", LOSS_TYPES),
             ("train_sampling_strategy", SAMPLING_STRATEGIES),
             ("on_nonfinite", ON_NONFINITE),
+            ("resume_changed", RESUME_CHANGED),
         ):
             if getattr(self, name) not in allowed:
                 raise InputError(name, getattr(self, name), f"one of {allowed}", "Correct the name.")

@@ -21,6 +21,10 @@ class InputError(ValueError):
         return type(self), (self.argument, self.value, self.expected, self.fix)
 
 
+class InputTypeError(InputError, TypeError):
+    """The same of another type than the argument takes."""
+
+
 class MissingExtra(ImportError):
     """An optional package is absent: names it and the command that installs it."""
 

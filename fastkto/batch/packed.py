@@ -4,24 +4,27 @@ Legend: B rows, T tokens of a packed sequence, N scored positions.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 
-from fastkto.batch.targets_and_kl import row_keys, streams
+from fastkto.batch.targets_and_kl import about_rows, row_keys, streams
 
 
 class PackingCollator:
     """Builds a micro-batch of packed sequences from the rows that `streams` takes; its errors are those of `streams`.
 
-    Keys: `label`, `row_ids`, `row_keys`, `KL_row_keys` and `cu_seqlens`, `KL_cu_seqlens` over all rows, as in
-    `PaddedBatch`; `num_tokens`, an int; and `sequences`: one dict a forward, rows in order, of at most
-    `max_tokens` tokens (a longer row is alone):
+    Keys: `label`, `row_ids`, `weights`, `num_tokens`, `row_keys`, `KL_row_keys` and `cu_seqlens`, `KL_cu_seqlens` over
+    all rows, as in `PaddedBatch`; and `sequences`: one dict a forward, rows in order, of at most `max_tokens` tokens (a
+    longer row is alone):
 
     - `input_ids`, `position_ids` (1, T) int64: all [x_i | y_i], then all y'_i at the positions that follow x_i;
     - `logit_index`, `KL_logit_index` (N,) int64: positions in T that predict a scored token (the last of x_i predicts
       the first of y'_i), `targets`, `KL_targets` (N,) those tokens, `cu_seqlens`, `KL_cu_seqlens` their rows' offsets;
     - the fields of a `Layout`.
+
+    `input_ids` (1, all tokens) is for what counts or shows a batch by that name, as Hugging Face's Trainer does.
     """
 
     def __init__(self, max_length: int | None, *, kl: bool = True, max_tokens: int | None = None) -> None:
@@ -37,12 +40,8 @@ class PackingCollator:
             _sequence(targets[part], prompt_lengths[part], None if kl is None else tails[part])
             for part in _parts(lengths, self.max_tokens)
         ]
-        batch = {
-            "label": torch.tensor([bool(row["label"]) for row in rows]),
-            "row_ids": torch.tensor([row.get("row_id", i) for i, row in enumerate(rows)]),
-            "num_tokens": sum(map(len, targets)),
-            "sequences": sequences,
-        }
+        batch = about_rows(rows, targets) | {"sequences": sequences}
+        batch["input_ids"] = torch.cat([sequence["input_ids"] for sequence in sequences], dim=1)
         for prefix, ids in (("", targets), ("KL_", kl)):
             if ids is not None:
                 batch[f"{prefix}row_keys"] = row_keys(prompt_lengths, ids)
@@ -50,6 +49,16 @@ class PackingCollator:
                     [sequence[f"{prefix}cu_seqlens"] for sequence in sequences]
                 )
         return batch
+
+
+def padded_targets(batch: dict[str, Any], pad_token_id: int) -> torch.Tensor:
+    """(B, L) the ids of each [x_i | y_i] of a packed batch, as a padded one holds them."""
+    rows = [
+        sequence["input_ids"][0, start:end]
+        for sequence in batch["sequences"]
+        for start, end in pairwise(sequence["target_cu_seqlens"])
+    ]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
 
 
 def _joined_cu_seqlens(parts: list[list[int]]) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 import torch
 
-from fastkto.batch.targets_and_kl import row_keys, streams
+from fastkto.batch.targets_and_kl import about_rows, row_keys, streams
 
 
 class PaddedBatch(TypedDict, total=False):
@@ -33,6 +33,8 @@ class PaddedBatch(TypedDict, total=False):
     """(B,) bool, True for desirable."""
     row_ids: torch.Tensor
     """(B,) int64, position of the row in its source."""
+    weights: list[float]
+    """B: how much each row counts in the loss; absent where all count 1. No tensor: DeepSpeed would cast it."""
     num_tokens: int
     """Tokens of the targets, padding not counted; on the host."""
     KL_input_ids: torch.Tensor
@@ -61,10 +63,7 @@ class PaddingCollator:
         batch = self._stream("", prompt_lengths, targets)
         if kl is not None:
             batch |= self._stream("KL_", prompt_lengths, kl)
-        batch["label"] = torch.tensor([bool(row["label"]) for row in rows])
-        batch["row_ids"] = torch.tensor([row.get("row_id", i) for i, row in enumerate(rows)])
-        batch["num_tokens"] = sum(map(len, targets))
-        return batch  # type: ignore[return-value]
+        return batch | about_rows(rows, targets)  # type: ignore[return-value]
 
     def _stream(self, prefix: str, prompt_lengths: list[int], rows: list[list[int]]) -> dict[str, Any]:
         """One stream of [prompt | completion] rows and what the head needs of it."""

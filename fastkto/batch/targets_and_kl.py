@@ -5,6 +5,8 @@ import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
+
 from fastkto.errors import InputError
 from fastkto.losses.kto import check_rows_to_pair
 from fastkto.pairs import pair
@@ -39,6 +41,23 @@ def streams(rows: Sequence[dict[str, Any]], max_length: int | None, *, kl: bool)
             mismatched = [completions[donor] for donor in _donors(rows, prompts)]
         pairs = _cut(prompts, mismatched, max_length)
     return Streams([len(prompt) for prompt in prompts], targets, pairs)
+
+
+def about_rows(rows: Sequence[dict[str, Any]], targets: list[list[int]]) -> dict[str, Any]:
+    """What a batch says of its rows: `label`, `row_ids`, `num_tokens`, and `weights` where the rows have one each."""
+    about: dict[str, Any] = {
+        "label": torch.tensor([bool(row["label"]) for row in rows]),
+        "row_ids": torch.tensor([row.get("row_id", i) for i, row in enumerate(rows)]),
+        "num_tokens": sum(map(len, targets)),
+    }
+    if "weight" in rows[0]:
+        about["weights"] = [float(row["weight"]) for row in rows]
+    return about
+
+
+def weight_of(batch: dict[str, Any]) -> float:
+    """The weights of a batch's rows added up; without weights their number."""
+    return sum(batch["weights"]) if "weights" in batch else len(batch["label"])
 
 
 def row_key(prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> bytes:

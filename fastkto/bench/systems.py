@@ -13,6 +13,7 @@ from fastkto.bench.sft import SFTTrainer
 from fastkto.config import KTOConfig
 from fastkto.errors import require
 from fastkto.training import KTOTrainer
+from fastkto.training.loading import vocabulary_of
 from fastkto.training.prepare import prepare
 
 
@@ -68,8 +69,8 @@ class LoadedCase:
 
     def tokenised(self) -> Any:
         """The rows that are trained on, in their order, as token ids."""
-        config = self.config(KTOConfig)
-        return prepare(self.rows, self.tokenizer, config, name="train", batch_size=self.case.batch).rows
+        given = self.rows, self.tokenizer, self.config(KTOConfig), vocabulary_of(self.model)
+        return prepare(*given, name="train", batch_size=self.case.batch).rows
 
 
 def kto(loaded: LoadedCase) -> Trainer:

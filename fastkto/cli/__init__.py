@@ -33,7 +33,7 @@ COMMANDS = {
     "plan": "the memory that a training step needs, by part, and the longest rows that fit",
     "bench": "time and memory of a training step, beside TRL's and plain fine-tuning",
     "doctor": "versions, devices, backends, and a check against the oracle",
-    "merge": "merge a LoRA adapter into its base model",
+    "merge": "merge an adapter into its base model",
     "report": "draw a run's metrics as report.png",
 }
 
@@ -77,6 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return importlib.import_module(f"fastkto.cli.{command}").run(rest)
     except SystemExit as stop:  # argparse, after it has printed --help
         return stop.code if isinstance(stop.code, int) else 0
+    except KeyboardInterrupt:
+        if os.environ.get("FASTKTO_DEBUG") == "1":
+            raise
+        print(f"fastkto {command}: stopped by Ctrl-C", file=sys.stderr)
+        return 130
     except Exception as error:
         message = explain(error)
         if message is None or os.environ.get("FASTKTO_DEBUG") == "1":

@@ -1,15 +1,17 @@
-"""`fastkto merge`: a LoRA adapter and its base model as one model that stock transformers loads."""
+"""`fastkto merge`: an adapter and its base model as one model that stock transformers loads."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from fastkto.cli.options.strict import StrictParser
-from fastkto.errors import InputError, escaped
-from fastkto.tools.merge import ALLOWED_NATS, merge
+from fastkto.errors import escaped
 
-DESCRIPTION = """Add a LoRA adapter to the weights of its base model and save the sum with tokenizer, chat template and
-generation config. The saved model's log-probs are compared with the adapter's first; the output appears whole or not
-at all."""
+DESCRIPTION = """Add an adapter to the weights of its base model and save the sum with tokenizer, chat template and
+generation config. Every tensor of both is accounted for, and the saved model's log-probs are compared with the
+adapter's; the output appears whole or not at all."""
+DTYPES = ("float32", "bfloat16", "float16")
+NOTHING = 1e-5
+"""Nats: what the order of additions alone can do in float32."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -18,15 +20,16 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("adapter", metavar="ADAPTER_DIR", help="folder with adapter_config.json")
     parser.add_argument("--output_dir", "--output-dir", required=True, help="folder to write")
     parser.add_argument("--model", help="folder or Hub id of the base model; unset: the one the adapter names")
-    parser.add_argument("--dtype", choices=list(ALLOWED_NATS), default="float32", help="dtype of the saved weights")
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype of all saved weights; unset: of each, the base's")
     parser.add_argument("--trust_remote_code", "--trust-remote-code", action="store_true", help="run the model's code")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that is not empty")
     arguments = parser.parse_all(argv)
+
+    from fastkto.tools.merge.base import first_few
+    from fastkto.tools.merge.merging import merge
+
     adapter, output = (Path(path).expanduser() for path in (arguments.adapter, arguments.output_dir))
-    if not (adapter / "adapter_config.json").is_file():
-        fix = "Name the output or a checkpoint of a training run with use_peft."
-        raise InputError("ADAPTER_DIR", str(adapter), "a folder with adapter_config.json", fix)
-    difference = merge(
+    merged = merge(
         adapter,
         output,
         base=arguments.model,
@@ -34,6 +37,24 @@ def run(argv: Sequence[str]) -> int:
         trust_remote_code=arguments.trust_remote_code,
         overwrite=arguments.overwrite,
     )
-    print(f"{escaped(str(output))}: base and adapter in one, {arguments.dtype}.")
-    print(f"log-probs of a test sentence: {difference:.1e} nats per token away from the adapter's at most")
+    where = escaped(str(output))
+    print(f"{where}: base and {merged.adapter} in one, {' and '.join(merged.dtypes)}, tokenizer of {merged.tokenizer}.")
+    if merged.left_out:
+        print(f"Not in it, for transformers does not load them from the base: {first_few(merged.left_out)}.")
+    print(
+        f"log-probs of {merged.tokens} tokens, read back: at most {merged.gap:.1e} nats per token away from base and "
+        f"adapter's ({merged.allowed:g} allowed)."
+    )
+    if merged.effect is not None:
+        print(_effect(merged.effect, merged.gap))
     return 0
+
+
+def _effect(effect: float, gap: float) -> str:
+    """What the adapter does to the base, beside what merging did to the adapter."""
+    if effect <= NOTHING:
+        return "The adapter changes nothing: base and adapter give what the base gives."
+    moved = f"The adapter moves them by up to {effect:.1e}"
+    if gap <= effect / 2:
+        return f"{moved}."
+    return f"{moved}, and rounding loses most of that: --dtype float32 keeps it."

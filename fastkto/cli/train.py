@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastkto.cli.options.yaml_config import read_config
 from fastkto.errors import InputError, escaped
@@ -43,7 +43,7 @@ def run(argv: Sequence[str]) -> int:
     trainer = set_up(
         build(DataArguments, values), build(RowOptions, values), build(ModelArguments, values), build(KTOConfig, values)
     )
-    train(trainer)
+    train(trainer, parser.given(values))
     return 0
 
 
@@ -105,19 +105,28 @@ def set_up(data: "DataArguments", options: "RowOptions", model: "ModelArguments"
     )
 
 
-def train(trainer: "KTOTrainer") -> None:
-    """Say what the data holds, train, save, push where asked, and end the process group."""
+def train(trainer: "KTOTrainer", given: dict[str, Any]) -> None:
+    """Say what the data holds, train, save, push where asked, and end the process group.
+
+    `given`: the fields that are not defaults, which are written down so that the run can be done again.
+    """
+    from fastkto.cli.options.yaml_config import write_config
     from fastkto.disk import writing
 
     config = trainer.args
-    for line in trainer.data_summary.lines() if trainer.data_summary else []:
+    for line in trainer.data_lines:
         trainer.accelerator.print(line)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    with writing("output_dir", config.output_dir or ".", "the trained model"):
-        trainer.save_model(config.output_dir)
-    trainer.accelerator.print(
-        f"Trained {trainer.state.global_step} steps. The model is in {escaped(str(config.output_dir))}."
-    )
+    folder = config.output_dir or "."
+    with writing("output_dir", folder, "the trained model"):
+        if config.should_save:
+            file = write_config(folder, given)
+            trainer.rerun = f"fastkto train {file} --output_dir ANOTHER_FOLDER"
+        trainer.save_model(folder)
+    adapter = trainer.record.about["adapter"]
+    next_to_do = f"fastkto merge {folder} --output_dir FOLDER" if adapter else f"fastkto report {folder}"
+    said = f"Trained {trainer.state.global_step} steps. The model is in {folder}, described in its README.md. Next: "
+    trainer.accelerator.print(escaped(said + next_to_do))
     if config.push_to_hub:
         trainer.push_to_hub()
     if hasattr(trainer, "end"):  # transformers >= 5.18

@@ -16,7 +16,8 @@ from fastkto.head.backends.base import Backend, HeadInputs, Wanted
 from fastkto.head.backends.blocks import spread
 from fastkto.head.backends.loss_terms import RowSums, Terms
 from fastkto.head.logprobs import TokenStats, head_inputs, token_logprobs
-from fastkto.losses.kto import LossSettings, check_loss_arguments, check_pairs, class_sums, kto_loss, no_pairs, uses_kl
+from fastkto.losses.checks import check_loss_arguments, check_numbers, check_pairs, no_pairs, reduced
+from fastkto.losses.kto import LossSettings, class_sums, denominator, kto_loss, uses_kl
 
 
 class FusedKTO(NamedTuple):
@@ -61,6 +62,7 @@ def fused_linear_kto(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
     loss_type: str = "kto",
+    weights: torch.Tensor | None = None,
     num_rows: float | torch.Tensor | None = None,
     reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
     stats: bool = False,
@@ -83,7 +85,7 @@ def fused_linear_kto(
         kl_cu_seqlens: B' + 1 offsets.
         ref_kl_logps: (B',) summed log-probs of y' under the reference.
         bias, softcap, scale, backend: as in `token_logprobs`.
-        beta, desirable_weight, undesirable_weight, loss_type, num_rows, reduce: as in `kto_loss`.
+        beta, desirable_weight, undesirable_weight, loss_type, weights, num_rows, reduce: as in `kto_loss`.
         stats: also return each position's entropy and mean logit.
 
     Returns:
@@ -96,12 +98,14 @@ def fused_linear_kto(
     """
     head, wanted = head_inputs(hidden, weight, targets, bias, softcap, scale)
     cu_seqlens = _checked("cu_seqlens", cu_seqlens, hidden.shape[0])
-    check_loss_arguments(len(cu_seqlens) - 1, ref_logps, labels, beta=beta, loss_type=loss_type)
-    num_rows = len(cu_seqlens) - 1 if num_rows is None else num_rows
+    with_kl = uses_kl(loss_type)
+    check_loss_arguments(len(cu_seqlens) - 1, ref_logps, labels, weights, like=hidden)
+    check_numbers(beta, desirable_weight, undesirable_weight, num_rows, weights)
+    num_rows = denominator(num_rows, len(cu_seqlens) - 1, weights)
     loss = LossSettings(beta, desirable_weight, undesirable_weight, loss_type)
     chosen = choose(backend, hidden.device, head.compute_dtype)
     kl_B, kl_sum_and_count = ref_logps.new_empty(0, dtype=head.sum_dtype), None
-    if uses_kl(loss_type):
+    if with_kl:
         if kl_hidden is None or kl_targets is None or kl_cu_seqlens is None:
             raise no_pairs()
         kl_cu_seqlens = _checked("kl_cu_seqlens", kl_cu_seqlens, kl_hidden.shape[0])
@@ -111,9 +115,8 @@ def fused_linear_kto(
                 kl_hidden, weight, kl_targets, bias=bias, softcap=softcap, scale=scale, backend=backend
             )
         _, kl_B, kl_sum_and_count = chosen.row_sums(kl_tokens, kl_cu_seqlens, ref_kl_logps)
-        if reduce is not None:
-            kl_sum_and_count = reduce(kl_sum_and_count)
-    rows = cu_seqlens, labels, ref_logps, kl_sum_and_count
+        kl_sum_and_count = reduced(kl_sum_and_count, reduce)
+    rows = cu_seqlens, labels, weights, ref_logps, kl_sum_and_count
     total, logps_B, z0, rewards_B, u_B, sums, entropy_N, mean_logits_N = _FusedLinearKTO.apply(
         hidden, weight, bias, head, *rows, loss, num_rows, chosen, wanted, stats
     )
@@ -132,6 +135,7 @@ class _FusedLinearKTO(torch.autograd.Function):
         head: HeadInputs,
         cu_seqlens: list[int],
         labels_B: torch.Tensor,
+        weights_B: torch.Tensor | None,
         ref_logps_B: torch.Tensor,
         kl_sum_and_count: torch.Tensor | None,
         loss: LossSettings,
@@ -144,7 +148,8 @@ class _FusedLinearKTO(torch.autograd.Function):
 
         def coefficients(rows: slice, logps_N: torch.Tensor, block_cu_seqlens: Sequence[int]) -> torch.Tensor:
             sums = backend.row_sums(logps_N, block_cu_seqlens, ref_logps_B[rows])
-            parts.append((sums, backend.terms(sums, labels_B[rows], kl_sum_and_count, loss, num_rows)))
+            own = None if weights_B is None else weights_B[rows]
+            parts.append((sums, backend.terms(sums, labels_B[rows], kl_sum_and_count, loss, num_rows, own)))
             return parts[-1][1].coefficients_B
 
         with torch.autocast(hidden_ND.device.type, enabled=False):
@@ -165,11 +170,11 @@ class _FusedLinearKTO(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor | None, *_: None) -> tuple[torch.Tensor | None, ...]:
         if grad is None:
-            return (None,) * 13
+            return (None,) * 14
         grads: Any = ctx.saved_tensors
         if grad.device.type != "cpu" or grad.item() != 1:  # to look would make a GPU wait
             grads = [None if x is None else (x * grad).to(x.dtype) for x in grads]
-        return *grads, *(None,) * 10
+        return *grads, *(None,) * 11
 
 
 def _joined_blocks(parts: list[tuple[RowSums, Terms]]) -> tuple[RowSums, Terms]:
@@ -194,6 +199,8 @@ def _joined_blocks(parts: list[tuple[RowSums, Terms]]) -> tuple[RowSums, Terms]:
 
 def _checked(name: str, given: Sequence[int] | torch.Tensor, positions: int) -> list[int]:
     cu_seqlens = given.tolist() if isinstance(given, torch.Tensor) else list(given)
+    if not all(isinstance(offset, int) for offset in cu_seqlens):
+        raise InputError(name, cu_seqlens, "integers", "Offsets count scored positions.")
     rising = all(a <= b for a, b in itertools.pairwise(cu_seqlens))
     if len(cu_seqlens) < 2 or cu_seqlens[0] != 0 or cu_seqlens[-1] != positions or not rising:
         expected = f"rising offsets from 0 to the {positions} scored positions"

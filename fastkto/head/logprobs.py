@@ -112,16 +112,22 @@ def check_head_arguments(
     softcap: float | None,
 ) -> None:
     """Raise `InputError` for arguments that do not fit together; values are read on the CPU only."""
-    for name, tensor in (("hidden", hidden), ("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.dtype not in DTYPES:
+    for name, tensor in (("hidden", hidden), ("weight", weight), ("targets", targets), ("bias", bias)):
+        if tensor is None and name == "bias":
+            continue
+        if not isinstance(tensor, torch.Tensor):
+            raise InputError(name, type(tensor).__name__, "a tensor", "Convert it with torch.as_tensor.")
+        if name != "targets" and tensor.dtype not in DTYPES:
             raise InputError(name, tensor.dtype, "a floating dtype", "A quantised head has to go through its module.")
-        if tensor is not None and tensor.device != hidden.device:
+        if tensor.device != hidden.device:
             raise InputError(name, str(tensor.device), f"the device of hidden, {hidden.device}", "Move it there.")
     if hidden.ndim != 2:
         fix = "Select the scored positions first, e.g. hidden[mask] or hidden.flatten(0, 1)."
         raise InputError("hidden", tuple(hidden.shape), "two dimensions (N, D)", fix)
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[1]:
         raise InputError("weight", tuple(weight.shape), f"(V, {hidden.shape[1]})", "Pass lm_head.weight as it is.")
+    if not weight.numel():
+        raise InputError("weight", tuple(weight.shape), "at least one token and one dimension", "Is it sharded away?")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise InputError("bias", tuple(bias.shape), f"({weight.shape[0]},)", "Pass lm_head.bias as it is.")
     if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:

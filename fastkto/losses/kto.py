@@ -4,12 +4,13 @@ Equation numbers are those of the contract in the README: Ethayarajh et al., "KT
 Theoretic Optimization" (arXiv 2402.01306), sections 3 and 4.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from fastkto.errors import InputError
+from fastkto.losses.checks import check_loss_arguments, check_numbers, check_pairs, check_tensor, no_pairs, reduced
 
 USES_KL = {"kto": True, "apo_zero_unpaired": False}
 """By loss type: whether z0 is the mean over mismatched pairs. Else it is 0, and no KL rows are built or asked for."""
@@ -57,8 +58,7 @@ def check_rows_to_pair(argument: str, rows: int) -> None:
 
 def reference_point(kl_B: torch.Tensor, reduce: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
     """z0 of eq. (4): `kl.mean().clamp(min=0)`, the mean over all ranks' rows when `reduce` sums over ranks."""
-    both = sum_and_count(kl_B)
-    return clamped_mean(both if reduce is None else reduce(both))
+    return clamped_mean(reduced(sum_and_count(kl_B), reduce))
 
 
 def sum_and_count(kl_B: torch.Tensor) -> torch.Tensor:
@@ -98,11 +98,32 @@ def utilities(
 
 
 def row_weights(
-    labels_B: torch.Tensor, *, desirable_weight: float, undesirable_weight: float, dtype: torch.dtype
+    labels_B: torch.Tensor,
+    weights_B: torch.Tensor | None = None,
+    *,
+    desirable_weight: float,
+    undesirable_weight: float,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
-    """lambda of eq. (6): `where(label, desirable_weight, undesirable_weight)`."""
+    """w * lambda of eq. (6): `weights * where(label, desirable_weight, undesirable_weight)`; no weights are all 1."""
     # not where(label, float, float): it rounds both weights to float32 first
-    return torch.full_like(labels_B, undesirable_weight, dtype=dtype).masked_fill(labels_B, desirable_weight)
+    lambda_B = torch.full_like(labels_B, undesirable_weight, dtype=dtype).masked_fill(labels_B, desirable_weight)
+    return lambda_B if weights_B is None else weights_B.detach().to(dtype) * lambda_B
+
+
+def denominator(
+    num_rows: float | torch.Tensor | None, rows: int, weights_B: torch.Tensor | None
+) -> float | torch.Tensor:
+    """What eq. (6) divides by: `num_rows`, or the sum of the weights; 1 for a sum of 0, so that the loss is 0."""
+    if weights_B is None:
+        return rows if num_rows is None else num_rows
+    total = weights_B.detach().sum() if num_rows is None else num_rows
+    return one_for_zero(total)
+
+
+def one_for_zero(total: float | torch.Tensor) -> float | torch.Tensor:
+    """`total`, or 1 where it is 0; nothing waits for the device."""
+    return total.masked_fill(total == 0, 1) if isinstance(total, torch.Tensor) else total or 1
 
 
 def logp_gradients(
@@ -113,7 +134,7 @@ def logp_gradients(
     beta: float,
     num_rows: float | torch.Tensor,
 ) -> torch.Tensor:
-    """c of eq. (7), d loss / d logp: `-+ lambda * beta * sigmoid(u) * sigmoid(-u) / num_rows` (- desirable)."""
+    """c of eq. (7), d loss / d logp: `-+ weights * beta * sigmoid(u) * sigmoid(-u) / num_rows` (- desirable)."""
     magnitude_B = weights_B * beta * torch.sigmoid(utilities_B) * torch.sigmoid(-utilities_B) / num_rows
     return torch.where(labels_B, -magnitude_B, magnitude_B)
 
@@ -129,10 +150,13 @@ def kto_loss(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
     loss_type: str = "kto",
+    weights: torch.Tensor | None = None,
     num_rows: float | torch.Tensor | None = None,
     reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> KTOLoss:
-    """KTO loss of summed log-probs: `(weight * sigmoid(-u)).mean()`, u = +-beta * (logps - ref_logps - z0).
+    """KTO loss of summed log-probs: `(weights * lambda * sigmoid(-u)).sum() / weights.sum()`.
+
+    u = +-beta * (logps - ref_logps - z0).
 
     Args:
         logps: (B,) log pi(y|x), summed over the completion's tokens, in nats; the gradient flows through it.
@@ -144,29 +168,35 @@ def kto_loss(
         desirable_weight: lambda_D.
         undesirable_weight: lambda_U.
         loss_type: "kto", or "apo_zero_unpaired" (z0 = 0; arXiv 2408.06266, eq. 7 unpaired).
-        num_rows: rows of the whole optimizer step, when it spans several calls; B if None.
+        weights: (B,) floats, finite and >= 0, w of eq. (6); all 1 if None. z0 takes no notice of them.
+        num_rows: what eq. (6) divides by when an optimizer step spans several calls: the weights of all its rows added
+            up, or their number; `weights.sum()` or B if None. Where it is 0 the loss is 0.
         reduce: sums a (2,) tensor over all ranks, so that z0 is the mean over every rank's rows.
 
     Returns:
         `KTOLoss` in the dtype of `logps` (float32 at least).
 
     Raises:
-        ValueError: shapes that differ, labels that are not bool, a missing KL stream, an unknown loss_type.
+        ValueError: what is no tensor, or of another shape or device; labels that are not bool, a missing KL stream, an
+            unknown loss_type, numbers out of range, a `reduce` that returns no sum; on a CPU also weights below 0 or
+            not finite, which a GPU would have to be waited for to see.
 
     Source: eqs. (2) to (6); arXiv 2402.01306, eq. 7 and section 4.1.
     """
-    check_loss_arguments(logps.shape[0], ref_logps, labels, beta=beta, loss_type=loss_type)
+    with_kl = uses_kl(loss_type)
+    check_tensor("logps", logps, 1)
+    check_loss_arguments(logps.shape[0], ref_logps, labels, weights, like=logps)
+    check_numbers(beta, desirable_weight, undesirable_weight, num_rows, weights)
     logps = logps if logps.dtype == torch.float64 else logps.float()
     ref_logps = ref_logps.to(logps.dtype)
     kl_B = log_ratios_of_pairs(kl_logps, ref_kl_logps, logps, loss_type=loss_type)
-    z0 = reference_point(kl_B, reduce) if uses_kl(loss_type) else logps.new_zeros(())
+    z0 = reference_point(kl_B, reduce) if with_kl else logps.new_zeros(())
     log_ratios_B = logps - ref_logps.detach()
     u_B = utilities(log_ratios_B, labels, z0, beta=beta, loss_type=loss_type)
     weights_B = row_weights(
-        labels, desirable_weight=desirable_weight, undesirable_weight=undesirable_weight, dtype=logps.dtype
+        labels, weights, desirable_weight=desirable_weight, undesirable_weight=undesirable_weight, dtype=logps.dtype
     )
-    rows = logps.shape[0] if num_rows is None else num_rows
-    loss = (weights_B * torch.sigmoid(-u_B)).sum() / rows
+    loss = (weights_B * torch.sigmoid(-u_B)).sum() / denominator(num_rows, logps.shape[0], weights)
     return KTOLoss(loss, beta * log_ratios_B.detach(), z0, kl_B, u_B.detach())
 
 
@@ -180,47 +210,3 @@ def log_ratios_of_pairs(
         raise no_pairs()
     ref_kl_logps = check_pairs(kl_logps.shape, ref_kl_logps)
     return kl_logps.detach().to(like.dtype) - ref_kl_logps.detach().to(like.dtype)
-
-
-def check_pairs(shape: Sequence[int], ref_kl_logps: torch.Tensor | None) -> torch.Tensor:
-    """The reference's log-probs of mismatched pairs of this shape, or an `InputError`."""
-    if ref_kl_logps is None:
-        raise no_pairs()
-    if tuple(shape) != tuple(ref_kl_logps.shape) or ref_kl_logps.numel() == 0:
-        raise InputError(
-            "ref_kl_logps",
-            tuple(ref_kl_logps.shape),
-            f"the non-empty shape of kl_logps, {tuple(shape)}",
-            "Score the same pairs with both models.",
-        )
-    return ref_kl_logps
-
-
-def no_pairs() -> InputError:
-    """Where the KL term lacks its rows."""
-    return InputError(
-        "kl_logps and ref_kl_logps",
-        None,
-        'the log-probs of the mismatched pairs for loss_type="kto"',
-        'Pass both, or choose loss_type="apo_zero_unpaired", which has no KL term.',
-    )
-
-
-def check_loss_arguments(
-    rows: int, ref_logps: torch.Tensor, labels: torch.Tensor, *, beta: float, loss_type: str
-) -> None:
-    """Raise `InputError` for what can be seen without reading a tensor's values (no host sync)."""
-    uses_kl(loss_type)  # refuses an unknown one
-    if not beta > 0:
-        raise InputError("beta", beta, "a number above 0", "0.1 is the usual start.")
-    if labels.dtype != torch.bool:
-        raise InputError(
-            "labels",
-            labels.dtype,
-            "a bool tensor",
-            "Convert on purpose, e.g. labels == 1; -1/1 would all read as true.",
-        )
-    if labels.shape != (rows,):
-        raise InputError("labels", tuple(labels.shape), f"({rows},), one per row", "Pass one label per row.")
-    if ref_logps.shape != (rows,):
-        raise InputError("ref_logps", tuple(ref_logps.shape), f"({rows},), one per row", "Pass one sum per row.")

@@ -9,7 +9,7 @@ Rows pass through the files in this order:
     readers/     what products export, by name (`--reader`): their records to rows of these columns
     normalise    `RowOptions`; reader, columns, rows, then what is at fault with them, in one pass
     shapes/      which column means what, and one function a shape of row; faults and the summary of all of them
-    labels       what counts as thumbs up: true and false, words, scores by a threshold or a band
+    labels       what counts as thumbs up: true and false, words, scores by a threshold or a band; and weights
     selection    which rows: a test split by prompt, one row a prompt, a share of the unique ones
     tokens       the columns that come out, and which rows are dropped because their prompt fills `max_length`
     templates/   one row to ids: chat template, BOS and EOS, where the prompt ends and the completion begins

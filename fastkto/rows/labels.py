@@ -1,4 +1,4 @@
-"""Feedback signals as booleans: true/false, a map of words, a score with a threshold or a band."""
+"""Feedback signals as booleans: true/false, a map of words, a score with a threshold or a band; weights."""
 
 import functools
 import logging
@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastkto.errors import InputError
-from fastkto.rows.shapes.faults import BETWEEN, NO_LABEL, Unusable
+from fastkto.rows.shapes.faults import BETWEEN, NEGATIVE_WEIGHT, NO_LABEL, NO_WEIGHT, NOT_A_WEIGHT, Unusable
+
+LARGEST_WEIGHT = 3.4e38  # of float32, as which weights enter the loss
 
 
 @functools.cache
@@ -94,6 +96,19 @@ def label_reader(
         if mapping.setdefault(_word(word), label) != label:
             raise InputError("label_map", label_map, f"one meaning for {word!r}", "Remove one of the two entries.")
     return LabelReader(mapping=mapping)
+
+
+def read_weight(cell: Any, where: str) -> float:
+    """How much a row counts: a number from 0 on, also as text. Errors: `Unusable` naming the row and column."""
+    fix = "1 counts the row once, 0 leaves it out of the loss."
+    if is_missing(cell):
+        raise Unusable(where, cell, "a weight", f"The cell is empty: {fix}", NO_WEIGHT)
+    weight = None if isinstance(cell, bool) else as_number(cell)
+    if weight is None or weight > LARGEST_WEIGHT:
+        raise Unusable(where, cell, "a number", fix, NOT_A_WEIGHT)
+    if weight < 0:
+        raise Unusable(where, cell, "a number from 0 on", fix, NEGATIVE_WEIGHT)
+    return weight
 
 
 def as_bool(cell: Any) -> bool | None:

@@ -34,6 +34,10 @@ class RowOptions:
     label_column: str | None = field(
         default=None, metadata={"help": "Column or path that holds the feedback; unset: label."}
     )
+    weight_column: str | None = field(
+        default=None,
+        metadata={"help": "Column or path that holds how much a row counts, a number from 0 on; unset: all count 1."},
+    )
     label_map: list[str] | None = field(
         default=None, metadata={"help": "What each word of feedback means: WORD=true for desirable, WORD=false."}
     )
@@ -98,10 +102,10 @@ def normalise(
     Takes prompt/completion/label (text or lists of messages), chosen/rejected with or without a prompt (unpaired and
     shuffled with a fixed seed) and messages + label. Gives prompt, completion (str or list of messages with the keys
     that they came with), label (bool), row_id (int, position in the source), conversation (int, shared by rows that
-    are never paired with each other), and tools, chat_template_kwargs, truncated where the source has them. Which
-    column means what is decided before the rows are looked at, by what `options` name and then by name. A tokenised
-    or normalised dataset passes through; a streaming one stays lazy. Errors: `InputError` naming the column, or the
-    first row at fault with the number of rows of every kind of fault.
+    are never paired with each other), tools, chat_template_kwargs, truncated where the source has them, and weight
+    (float) where `options` name its column. Which column means what is decided before the rows are looked at, by what
+    `options` name and then by name. A tokenised or normalised dataset passes through; a streaming one stays lazy.
+    Errors: `InputError` naming the column, or the first row at fault with the number of rows of every kind of fault.
     """
     rows, error = normalise_the_good(dataset, options, dataset_name=dataset_name)
     if error is not None:

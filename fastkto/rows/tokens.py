@@ -2,17 +2,25 @@
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastkto.errors import InputError, require
 from fastkto.rows.files.cells import table_rows
 from fastkto.rows.files.fingerprint import code_digest
-from fastkto.rows.labels import LabelReader, warn_once
+from fastkto.rows.labels import LabelReader, read_weight, warn_once
 from fastkto.rows.shapes.faults import NO_TOKEN, Fault, Unusable, count_faults, with_all
 from fastkto.rows.shapes.looking import as_written, column_names
-from fastkto.rows.shapes.summary import TOO_LONG, TokenReport, repeated
+from fastkto.rows.shapes.summary import (
+    TOO_LONG,
+    TokenReport,
+    diverged_warning,
+    log_report,
+    plain_warning,
+    repeated,
+    weights_line,
+)
 from fastkto.rows.templates.encoding import common_prefix, encode_row, prompt_key, read_chat_template, tokenize_row
 
 if TYPE_CHECKING:
@@ -30,6 +38,8 @@ CODE = code_digest(
 __all__ = ["COLUMNS", "TokenReport", "prompt_key", "tokenize", "tokenize_row", "tokenize_with_report"]
 
 COLUMNS = ("prompt_ids", "completion_ids", "label", "row_id", "conversation", "prompt_key")
+WEIGHT = "weight"
+"""The column beside these of rows that have a weight each."""
 logger = logging.getLogger(__name__)
 _DIVERGED: set[str] = set()
 """Names of the streams that were warned of."""
@@ -47,16 +57,18 @@ def tokenize(
     """What `normalise` gives, as token ids: `dataset.map(tokenize_row)`, without rows whose prompt fills `max_length`.
 
     Columns: prompt_ids, completion_ids (lists of ids), label, row_id, conversation, prompt_key (int64 from blake2b of
-    the tokenised prompt; rows that share it are never paired). Ids are TRL's. Completions are not cut here: the
-    collator cuts [prompt | completion] from the right. The result does not depend on `num_proc`; a stream stays lazy;
-    a tokenised dataset passes through. Errors: `InputError` naming the row or the field.
+    the tokenised prompt; rows that share it are never paired), and weight (float) where the rows have one. Ids are
+    TRL's. Completions are not cut here: the collator cuts [prompt | completion] from the right. The result does not
+    depend on `num_proc`; a stream stays lazy; a tokenised dataset passes through. Errors: `InputError` naming the row
+    or the field.
     """
     if isinstance(dataset, require("datasets", "train").IterableDataset):
         encode = _Encode(tokenizer, read_chat_template(chat_template), dataset_name, max_length)
         columns = column_names(dataset, dataset_name)
+        kept = _kept(columns)
         lazily = _Lazily(encode, as_written(dataset))
-        stream = dataset.map(lazily, with_indices=True, remove_columns=[c for c in columns if c not in COLUMNS])
-        return stream.filter(_Fits(max_length, dataset_name)).select_columns(list(COLUMNS))
+        stream = dataset.map(lazily, with_indices=True, remove_columns=[c for c in columns if c not in kept])
+        return stream.filter(_Fits(max_length, dataset_name)).select_columns(kept)
     return tokenize_with_report(
         dataset,
         tokenizer,
@@ -88,12 +100,13 @@ def tokenize_the_good(
     encode = _Encode(tokenizer, read_chat_template(chat_template), dataset_name, max_length)
     column_names(dataset, dataset_name)
     dataset = dataset.with_format(None)
+    kept_columns = _kept(dataset.column_names)
     encoded = dataset.with_format("arrow").map(
         _Eagerly(encode, dataset.features),
         batched=True,
         with_indices=True,
         remove_columns=dataset.column_names,
-        features=_features(),
+        features=_features(kept_columns),
         num_proc=num_proc if num_proc != 1 else None,
         desc=f"Tokenizing {dataset_name} dataset",
     )
@@ -108,6 +121,7 @@ def tokenize_the_good(
     fatal = count_faults(zip(columns["row_id"], kinds, strict=True), frozenset())
     long = ((columns["row_id"][i], TOO_LONG) for i in good if prompts[i] >= limit)
     kept = {name: [columns[name][i] for i in keep] for name in ("row_id", "prompt_key", "pair_key", "label")}
+    weights = encoded[WEIGHT][:] if WEIGHT in kept_columns else []
     again = repeated(kept["row_id"], kept["pair_key"], kept["label"])
     report = TokenReport(
         rows=len(encoded),
@@ -122,6 +136,7 @@ def tokenize_the_good(
         duplicates=len(keep) - len({*kept["pair_key"]}),
         contradictions=len({*zip(kept["pair_key"], kept["label"], strict=True)}) - len({*kept["pair_key"]}),
         faults=(*fatal, *count_faults(long, frozenset({TOO_LONG})), *again),
+        weights=weights_line([weights[i] for i in keep]) if weights else "",
     )
     error = _error(encode, dataset, fatal, kinds)
     if not keep and error is None:
@@ -131,8 +146,8 @@ def tokenize_the_good(
             f"more than the prompt of at least one {dataset_name} row (the shortest has {min(prompts)} tokens)",
             "Raise max_length or shorten the prompts.",
         )
-    _log(report, max_length, dataset_name)
-    rows = encoded.select_columns(list(COLUMNS))
+    log_report(report, max_length, dataset_name)
+    rows = encoded.select_columns(kept_columns)
     return (rows.select(keep) if len(keep) < len(rows) else rows), report, error
 
 
@@ -164,7 +179,8 @@ class _Encode:
         if len(completion) - (not prompt) < 1 and not fills:
             fix = "Remove the row. (The first token after an empty prompt is never scored.)"
             raise Unusable(f"{where}, completion", completion, "at least one token to score", fix, NO_TOKEN)
-        return {
+        weight = {WEIGHT: read_weight(row[WEIGHT], f"{where}, column {WEIGHT!r}")} if WEIGHT in row else {}
+        return weight | {
             "prompt_ids": prompt,
             "completion_ids": completion,
             "label": LabelReader()(row.get("label"), f"{where}, column 'label'"),
@@ -206,12 +222,12 @@ class _Eagerly:
                 records.append(self.encode(row, index) | {"fault": ""})
             except Unusable as error:
                 records.append(_NOTHING | {"row_id": row.get("row_id", index), "fault": error.kind})
-        schema = _features().arrow_schema
+        schema = _features(_kept(self.features)).arrow_schema
         return pa.table([pa.array([r[f.name] for r in records], f.type) for f in schema], schema)
 
 
 _NOTHING = {"prompt_ids": [], "completion_ids": [], "label": False, "conversation": 0, "prompt_key": 0, "pair_key": 0}
-_NOTHING |= {"prompt_length": 0, "length": 0, "diverged": "", "plain": False}
+_NOTHING |= {"prompt_length": 0, "length": 0, "diverged": "", "plain": False, WEIGHT: 1.0}
 
 
 def _error(encode: _Encode, dataset: "Dataset", faults: tuple[Fault, ...], kinds: list[str]) -> InputError | None:
@@ -236,7 +252,7 @@ class _Fits:
 
     def __call__(self, row: dict[str, Any]) -> bool:
         if row["plain"]:
-            warn_once(logger, _plain(self.dataset_name))
+            warn_once(logger, plain_warning(self.dataset_name))
         if row["diverged"]:
             _warn_diverged(row["diverged"], self.dataset_name)
         fits = self.max_length is None or row["prompt_length"] < self.max_length
@@ -252,47 +268,23 @@ def _ids(cell: Any, where: str) -> list[int]:
     return cell
 
 
-def _features() -> Any:
+def _kept(columns: Iterable[str]) -> list[str]:
+    """The columns that come out of rows with these."""
+    return [*COLUMNS, *(name for name in columns if name == WEIGHT)]
+
+
+def _features(columns: list[str]) -> Any:
     datasets = require("datasets", "train")
     number, ids = datasets.Value("int64"), datasets.Sequence(datasets.Value("int32"))
     text, flag = datasets.Value("string"), datasets.Value("bool")
-    features = dict.fromkeys((*COLUMNS, "pair_key", "prompt_length", "length"), number)
+    features = dict.fromkeys((*columns, "pair_key", "prompt_length", "length"), number)
+    features |= {WEIGHT: datasets.Value("float64")} if WEIGHT in columns else {}
     features |= {"prompt_ids": ids, "completion_ids": ids, "label": flag, "plain": flag}
     return datasets.Features(features | {"diverged": text, "fault": text})
-
-
-def _diverged(text: str, dataset_name: str) -> str:
-    return (
-        f"A prompt of {dataset_name} is tokenised differently alone and before its completion. The completion starts "
-        f"where the two diverge, and this end of the prompt is left out: {text!r}. At inference the model will see "
-        "it: use a chat template that renders a prompt alike in both cases, or end prompts on a token boundary."
-    )
-
-
-def _plain(dataset_name: str) -> str:
-    return (
-        f"Rows of {dataset_name} are plain text, and the model has a chat template: they are trained without it, while "
-        "a chat at inference goes through it. --chat true makes a user's and an assistant's turn of each."
-    )
 
 
 def _warn_diverged(text: str, dataset_name: str) -> None:
     """For the first row of a stream; the text of no row is kept."""
     if dataset_name not in _DIVERGED:
         _DIVERGED.add(dataset_name)
-        logger.warning(_diverged(text, dataset_name))
-
-
-def _log(report: TokenReport, max_length: int | None, dataset_name: str) -> None:
-    if report.plain:
-        logger.warning("%s (%d of %d rows)", _plain(dataset_name), report.plain, report.rows)
-    if report.diverged:
-        logger.warning(
-            "%s (%d of %d rows)", _diverged(report.diverged_text, dataset_name), report.diverged, report.rows
-        )
-    if report.dropped:
-        text = "%d of %d %s rows dropped: the prompt alone fills max_length=%s"
-        logger.warning(text, report.dropped, report.rows, dataset_name, max_length)
-    if report.cut:
-        text = "%d of %d %s completions are cut at max_length=%s"
-        logger.info(text, report.cut, report.rows, dataset_name, max_length)
+        logger.warning(diverged_warning(text, dataset_name))

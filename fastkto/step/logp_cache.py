@@ -3,7 +3,9 @@
 import contextlib
 import json
 import sqlite3
+import struct
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,31 +17,35 @@ from fastkto.errors import InputError
 
 logger = logging.get_logger(__name__)
 
-VERSION = 1
+VERSION = 2
+HIGHEST = 1e-2
+"""Nats: a log-prob is at most 0, but for rounding."""
 DISK_SAYS = ("disk is full", "disk I/O error", "readonly", "unable to open")
 PATIENCE = 60.0
 SET_UP = (
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=NORMAL",
-    "CREATE TABLE IF NOT EXISTS logps (model TEXT, pair BLOB, logp REAL, PRIMARY KEY (model, pair)) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS logps "
+    "(model TEXT, pair BLOB, logp REAL, checksum INTEGER, PRIMARY KEY (model, pair)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS made_for (about TEXT PRIMARY KEY)",
     f"PRAGMA user_version={VERSION}",
 )
-COLUMNS = {"logps": ["model", "pair", "logp"], "made_for": ["about"]}
+COLUMNS = {"logps": ["model", "pair", "logp", "checksum"], "made_for": ["about"]}
 
 
 class LogpCache:
     """(model, pair of prompt and completion) -> summed log-prob, in one SQLite file that outlives the run.
 
     Keyed by content alone: order, shuffling and the data set's name do not matter. SQLite makes it safe for several
-    processes and for a crash in the middle of a write. `about`: digests of what the pairs and log-probs come from; a
+    processes and for a crash in the middle of a write; a checksum shows an entry that was damaged since.
+    `about`: digests of what the pairs and log-probs come from; a
     file that was made for another one is told so by its name, and what it holds is not used.
     Errors: `InputError` for a file that is no such cache, or cannot be read or written.
     """
 
     def __init__(self, path: Path, model: str, about: Mapping[str, str] | None = None) -> None:
         self.path, self.model = path, model
-        self.hits = self.misses = 0
+        self.hits = self.misses = self.damaged = 0
         if path.is_dir():
             raise self._unusable("a folder")
         check_writable("ref_cache_dir", path.parent)
@@ -55,11 +61,13 @@ class LogpCache:
             version = self._database.execute("PRAGMA user_version").fetchone()[0]
             if version > VERSION:
                 raise self._unusable(f"a cache of version {version}, made by a newer fastkto (this one: {VERSION})")
+            if version == 1:
+                logger.warning(f"{self.path} is of an older fastkto, without checksums: its log-probs are not used.")
+                self._patiently("DROP TABLE IF EXISTS logps")
             for table, expected in COLUMNS.items():
                 found = [column[1] for column in self._database.execute(f"PRAGMA table_info({table})")]
                 if found and found != expected:
                     raise self._unusable(f"a table {table!r} with the columns {found} instead of {expected}")
-            self._check_values()
             for statement in SET_UP:
                 self._patiently(statement)
 
@@ -75,14 +83,6 @@ class LogpCache:
                     raise
                 time.sleep(0.01)
 
-    def _check_values(self) -> None:
-        """Before anything is written: every log-prob is a finite number."""
-        if not self._database.execute("SELECT 1 FROM sqlite_master WHERE name = 'logps'").fetchone():
-            return
-        wrong = "typeof(logp) != 'real' OR abs(logp) > 1e300"
-        if bad := self._database.execute(f"SELECT logp FROM logps WHERE {wrong} LIMIT 1").fetchone():
-            raise self._unusable(f"a log-prob that is {bad[0]!r}")
-
     def _introduce(self, about: dict[str, str]) -> None:
         """Warn where the file was made for something else, and add this to what it is made for."""
         with self._errors():
@@ -96,20 +96,32 @@ class LogpCache:
             self._database.execute("INSERT OR IGNORE INTO made_for VALUES (?)", (json.dumps(about, sort_keys=True),))
 
     def get(self, pairs: Iterable[bytes]) -> list[float | None]:
-        """The log-prob of each pair, None where it is not there yet."""
-        query = "SELECT logp FROM logps WHERE model = ? AND pair = ?"
+        """The log-prob of each pair, None where it is not there yet, or is not what was stored."""
+        query = "SELECT logp, checksum FROM logps WHERE model = ? AND pair = ?"
         with self._errors():
-            found = [self._database.execute(query, (self.model, pair)).fetchone() for pair in pairs]
-        self.hits += sum(row is not None for row in found)
-        self.misses += sum(row is None for row in found)
-        return [None if row is None else row[0] for row in found]
+            rows = [(pair, self._database.execute(query, (self.model, pair)).fetchone()) for pair in pairs]
+        found = [None if row is None or not self._sound(pair, *row) else row[0] for pair, row in rows]
+        self.hits += sum(logp is not None for logp in found)
+        self.misses += sum(logp is None for logp in found)
+        damaged = sum(row is not None for _, row in rows) - sum(logp is not None for logp in found)
+        if damaged:
+            self.damaged += damaged
+            logger.warning_once(f"{self.path} holds damaged log-probs: they are computed again.")
+        return found
+
+    def _sound(self, pair: bytes, logp: object, checksum: object) -> bool:
+        return isinstance(logp, float) and logp <= HIGHEST and checksum == self._checksum(pair, logp)
+
+    def _checksum(self, pair: bytes, logp: float) -> int:
+        return zlib.crc32(self.model.encode() + pair + struct.pack("<d", logp + 0.0))  # SQLite knows no -0.0
 
     def put(self, pairs: Iterable[bytes], logps: Iterable[float]) -> None:
         """Store log-probs in one transaction."""
-        rows = [(self.model, pair, logp) for pair, logp in zip(pairs, logps, strict=True)]
+        found = zip(pairs, logps, strict=True)
+        rows = [(self.model, pair, logp, self._checksum(pair, logp)) for pair, logp in found]
         with self._errors():
             self._database.execute("BEGIN IMMEDIATE")
-            self._database.executemany("INSERT OR REPLACE INTO logps VALUES (?, ?, ?)", rows)
+            self._database.executemany("INSERT OR REPLACE INTO logps VALUES (?, ?, ?, ?)", rows)
             self._database.execute("COMMIT")
 
     @contextlib.contextmanager

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastkto.batch.targets_and_kl import weight_of
 from fastkto.head.fused_kto import FusedKTO, row_sums
 
 SATURATED = 3.6368929  # |u| from which sigmoid(u) * sigmoid(-u) is below a tenth of its maximum of 1/4
@@ -34,19 +35,14 @@ class Sums(NamedTuple):
     aux_loss: torch.Tensor
     aux_steps: torch.Tensor
     num_tokens: torch.Tensor
+    weight: torch.Tensor
 
 
-def step_sums(
-    out: FusedKTO,
-    labels: torch.Tensor,
-    cu_seqlens: list[int],
-    *,
-    num_tokens: int,
-    aux_loss: torch.Tensor | None,
-) -> torch.Tensor:
+def step_sums(out: FusedKTO, batch: dict[str, Any], aux_loss: torch.Tensor | None) -> torch.Tensor:
     """The `Sums` of one micro-step as a float64 vector; nothing here waits for the device."""
     assert out.entropy is not None
     assert out.mean_logits is not None
+    labels, cu_seqlens = batch["label"], batch["cu_seqlens"]
     one = out.z0.new_ones(())
     desirable, rewards_d, logps_d, undesirable, rewards_u, logps_u = out.class_sums.unbind()
     lengths_B = torch.tensor(cu_seqlens, dtype=one.dtype).diff().to(one.device, non_blocking=True)
@@ -79,7 +75,8 @@ def step_sums(
         saturated=(out.utilities.abs() > SATURATED).sum(),
         aux_loss=one * 0 if aux_loss is None else aux_loss.detach(),
         aux_steps=one * (aux_loss is not None),
-        num_tokens=one * num_tokens,
+        num_tokens=one * batch["num_tokens"],
+        weight=one.double() * weight_of(batch),
     )
     return torch.stack([x.detach().double() for x in sums])
 
@@ -90,6 +87,8 @@ class Meter:
     def __init__(self, reduce: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self._reduce = reduce
         self._total: torch.Tensor | None = None
+        self.mean_weight: torch.Tensor | None = None
+        """Of a row, at the last flush."""
 
     def add(self, sums: torch.Tensor) -> None:
         """Take in one micro-step."""
@@ -105,6 +104,7 @@ class Meter:
             return {}
         sums = Sums(*self._reduce(self._total).unbind())
         self._total = None
+        self.mean_weight = sums.weight / (sums.desirable + sums.undesirable)
         return figures(sums)
 
 

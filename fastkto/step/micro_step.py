@@ -47,13 +47,16 @@ def kto_step(
     num_rows: float | torch.Tensor | None,
     reduce: Callable[[torch.Tensor], torch.Tensor] | None,
 ) -> tuple[FusedKTO, torch.Tensor | None]:
-    """Loss of a micro-batch, and the trunk's auxiliary loss averaged over its rows.
+    """Loss of a micro-batch, its rows weighted where they have weights, and the trunk's auxiliary loss averaged over
+    its rows. `num_rows`: the `weight_of` all batches of the optimizer step.
 
     In one forward the head knows z0 before it scores the targets and forms gradients on the way (`fused_linear_kto`).
     Several forwards share one z0, so their graphs wait for it; those run for other ranks add nothing.
     """
-    loss: dict[str, Any] = {**settings._asdict(), "num_rows": num_rows, "reduce": reduce}
     labels = batch["label"]
+    loss: dict[str, Any] = {**settings._asdict(), "num_rows": num_rows, "reduce": reduce}
+    if "weights" in batch:
+        loss["weights"] = torch.tensor(batch["weights"], dtype=torch.float32).to(labels.device, non_blocking=True)
     if run.plain_head and max(num_forwards(run, batch), reference.forwards) == 1:
 
         def fused(scored: Scored) -> tuple[FusedKTO, torch.Tensor | None]:

@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from fastkto.engines import shards
 from fastkto.errors import InputError
-from fastkto.step.logp_cache import LogpCache
+from fastkto.step.logp_cache import HIGHEST, LogpCache
 from fastkto.step.micro_step import ReferenceLogps, row_logps
 from fastkto.step.reference_model import fingerprint
 from fastkto.trunk.modules import evaluating
@@ -96,9 +96,10 @@ class Reference:
             with around(batch):
                 self(batch)
         logger.warning(
-            f"Reference log-probs: {self.cache.misses} computed, {self.cache.hits} found in {self.cache.path}."
+            f"Reference log-probs: {self.cache.misses} computed, {self.cache.hits} found in {self.cache.path}"
+            f"{f', {self.cache.damaged} of the computed in the place of damaged ones' if self.cache.damaged else ''}."
         )
-        self.cache.hits = self.cache.misses = 0
+        self.cache.hits = self.cache.misses = self.cache.damaged = 0
 
     def _cached(self, batch: Batch, prefix: str) -> torch.Tensor | None:
         if self.cache is None:
@@ -133,4 +134,7 @@ class Reference:
                 kind = "NaN" if values.isnan().any() else "infinite"
                 fix = "Its forward overflows in this precision: use bf16 or float32."
                 raise InputError("reference", f"a log-prob that is {kind}", "log-probs that can be stored", fix)
+            if values.numel() and values.max() > HIGHEST:
+                fix = "Its head does not compute log-probs: use another model, or another head_backend."
+                raise InputError("reference", f"a log-prob of {values.max():g}", "log-probs of at most 0", fix)
             self.cache.put(batch[f"{prefix}row_keys"], values.double().tolist())

@@ -11,5 +11,5 @@ brackets reads the flags and prints; it is a file of `cli/`.
     footprint        the bytes that are alive in it, and at its peak, under a label each
     selfcheck        head and loss against the oracle on the user's machine (`fastkto doctor`)
     report           a run's `metrics.jsonl` as one picture (`fastkto report`)
-    merge            a LoRA adapter added to its base model and compared with it (`fastkto merge`)
+    merge/           an adapter added to its base model and compared with it (`fastkto merge`)
 """

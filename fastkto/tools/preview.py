@@ -203,6 +203,7 @@ def render(preview: Preview) -> str:
         f"rows         {report.kept} to train on, from {first}{p.source} in the source; {p.prompts} prompts",
         f"labels       {p.desirable} desirable, {p.undesirable} undesirable",
     ]
+    lines += [f"row weights  {p.summary.weights}"] if p.summary.weights else []
     if len(p.by_source) > 1:
         lines += [f"  of         {name}: {good} desirable, {bad} undesirable" for name, good, bad in p.by_source]
     lines += [f"left out     {line}" for source in p.summary.sources for line in source.left_out]

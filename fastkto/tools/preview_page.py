@@ -87,7 +87,7 @@ def _faults(p: Preview) -> list[str]:
     found: list[str] = []
     faults = {fault.kind: fault for fault in p.summary.faults}
     if opposed := faults.pop(CONTRADICTION, None):
-        text = f"The same answer under both labels: {_count(opposed.rows, 'row')}; they cancel."
+        text = f"The same answer under both labels: {_count(opposed.rows, 'row')}; with equal weights they cancel."
         examples = "".join(_example(example) for example in p.opposed)
         found.append(f"{text} Decide which label is right, or remove both.{examples}")
     if not (p.desirable and p.undesirable):
@@ -131,6 +131,7 @@ def _balance(p: Preview) -> list[str]:
         f'<div class="bar">{parts}</div>',
         f'<p><span class="up">{p.desirable} desirable ({up})</span>, '
         f'<span class="down">{p.undesirable} undesirable ({down})</span></p>',
+        *([f"<p>Row weights: {p.summary.weights}.</p>"] if p.summary.weights else []),
     ]
 
 

@@ -46,11 +46,14 @@ def _json_line(line: dict[str, Any]) -> str:
 
 
 class LogAtCheckpoint(TrainerCallback):
-    """A log line with every checkpoint: nothing is then counted half before a resume and half after it."""
+    """A log line with every checkpoint: nothing is then counted half before a resume and half after it. And with the
+    last step: the figures of the steps since the line before it would be lost.
+    """
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Log before a checkpoint by steps."""
-        control.should_log |= control.should_save
+        """Log before a checkpoint by steps, and at the end."""
+        last = state.global_step >= state.max_steps or control.should_training_stop
+        control.should_log |= control.should_save or last
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Log before a checkpoint by epochs."""

@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from fastkto.config import KTOConfig
 from fastkto.errors import InputError
+from fastkto.training.faults.finite import check_optimizer
 
 logger = logging.get_logger(__name__)
 
@@ -39,13 +40,14 @@ CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "context_fn", "determini
 
 
 def check_settings(args: KTOConfig) -> None:
-    """Say what is ignored; raise `InputError` for keywords that would be found out once training has begun."""
+    """Say what is ignored; raise `InputError` for what would be found out once training has begun."""
     schedule: Any = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(args.lr_scheduler_type)]
     own = tuple(name for name in inspect.signature(schedule).parameters if name not in GIVEN_BY_THE_TRAINER)
     for argument, known in (("gradient_checkpointing_kwargs", CHECKPOINTING), ("lr_scheduler_kwargs", own)):
         given: Any = getattr(args, argument) or {}
         if unknown := [name for name in given if name not in known and "kwargs" not in known]:
             raise InputError(argument, unknown[0], f"some of {', '.join(known)}", "Remove it.")
+    check_optimizer(str(getattr(args.optim, "value", args.optim)))
     say_ignored(args, IGNORED)
 
 
@@ -84,10 +86,3 @@ def check_trained(model: Any, optimizer: Any) -> None:
         raise InputError("optimizers", f"an optimizer over {len(held)} other tensors", "one over what is trained", fix)
     if left:
         logger.warning("%d of %d weights that train are not in the optimizer: %s.", len(left), len(trained), left[0])
-
-
-def check_scaler(checkpoint: str | None, accelerator: Any) -> None:
-    """Raise `InputError` for the checkpoint of a run in fp16 where this one is not: its Trainer has no place for it."""
-    if checkpoint is not None and accelerator.scaler is None and (Path(checkpoint) / "scaler.pt").exists():
-        fix = "Set fp16 as in the run that wrote it, or start over."
-        raise InputError("resume_from_checkpoint", checkpoint, "no scaler.pt, which belongs to fp16", fix)

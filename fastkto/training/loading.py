@@ -1,6 +1,7 @@
 """From what the trainer is given to a policy, its tokenizer and its adapter, each checked."""
 
 import dataclasses
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,8 +14,8 @@ from fastkto.config import WEIGHT_DTYPES, KTOConfig
 from fastkto.engines import left_to_first_rank, partitioned, whole_shape
 from fastkto.errors import InputError, keywords_of, require
 from fastkto.step.reference_model import StartingWeights, check_separate, frozen_copy
-from fastkto.training.checks import check_revision
-from fastkto.trunk.modules import first_non_finite, is_peft_model, unwrap_peft
+from fastkto.training.checks import check_revision, check_settings
+from fastkto.trunk.modules import content, first_non_finite, is_peft_model, unwrap_peft
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -52,6 +53,7 @@ def config_for(args: KTOConfig | None, model: "str | PreTrainedModel | Any") -> 
     accelerator_config.dispatch_batches = False  # it cuts and joins batches by rows, which ours do not survive
     # from pinned memory a copy does not wait for the step before it
     accelerator_config.non_blocking |= args.dataloader_pin_memory
+    check_settings(args)
     return args
 
 
@@ -87,11 +89,11 @@ def load_policy(
     except InputError:
         raise
     except (RuntimeError, OSError, ValueError, SafetensorError) as error:
-        raise _why_not_loaded(model, error) or error from error
+        raise why_not_loaded(model, error) or error from error
     return check_weights("model", loaded)
 
 
-def _why_not_loaded(model: str, error: Exception) -> InputError | None:
+def why_not_loaded(model: str, error: Exception) -> InputError | None:
     """What transformers and safetensors say of a model that cannot be loaded, where it can be said better."""
     if isinstance(error, SafetensorError):
         return InputError("model", model, f"complete weights, but: {error}", "Download it again.")
@@ -125,7 +127,7 @@ def load_tokenizer(
         raise InputError("processing_class", type(tokenizer).__name__, "a tokenizer with an EOS token", fix)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    vocabulary = whole_shape(source.get_input_embeddings().weight)[0]
+    vocabulary = vocabulary_of(source)
     if len(tokenizer) > vocabulary and max(tokenizer.get_vocab().values()) >= vocabulary:
         fix = "Pass the tokenizer that belongs to the model, or call model.resize_token_embeddings(len(tokenizer))."
         raise InputError("processing_class", len(tokenizer), f"at most the model's {vocabulary} tokens", fix)
@@ -133,6 +135,21 @@ def load_tokenizer(
     if source.generation_config is not None:
         source.generation_config.pad_token_id = tokenizer.pad_token_id
     return tokenizer
+
+
+def check_saves(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `InputError` where what goes into every checkpoint beside the weights cannot be saved."""
+    source: Any = unwrap_peft(model)
+    parts = {"config": source.config, "generation_config": source.generation_config, "processing_class": tokenizer}
+    for name, part in parts.items():
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                if part is not None:
+                    part.save_pretrained(folder)
+            except (ValueError, TypeError) as error:
+                says = " ".join(str(error).split())
+                fix = f"Mend it, e.g. model.{name}." if name != "processing_class" else "Mend the tokenizer."
+                raise InputError(name, type(part).__name__, f"one that can be saved, but {says}", fix) from error
 
 
 def add_adapter(model: Any, peft_config: "PeftConfig", args: KTOConfig) -> Any:
@@ -163,18 +180,10 @@ def check_trains(argument: str, in_4bit: bool, args: KTOConfig) -> None:
         raise InputError(argument, "load_in_4bit", "not 4 bits on a CPU, where the adapter gets no gradient", fix)
 
 
-def check_token_ids(rows: Any, model: Any) -> None:
-    """Raise `InputError` where rows that come as token ids hold one that the model has no embedding for."""
-    columns = set(getattr(rows, "column_names", None) or ())
-    if not {"prompt_ids", "completion_ids"} <= columns or not hasattr(rows, "__len__"):
-        return
+def vocabulary_of(model: Any) -> int:
+    """How many token ids the model has an embedding for."""
     embedding: Any = unwrap_peft(model).get_input_embeddings()
-    vocabulary = whole_shape(embedding.weight)[0]
-    for column in ("prompt_ids", "completion_ids"):
-        for i, ids in enumerate(rows[column]):
-            if isinstance(ids, list) and max((x for x in ids if isinstance(x, int)), default=0) >= vocabulary:
-                fix = "Tokenise the rows with this model's tokenizer."
-                raise InputError(f"row {i}, column {column!r}", max(ids), f"ids below {vocabulary}", fix)
+    return int(whole_shape(embedding.weight)[0])
 
 
 def check_weights(argument: str, model: Any) -> Any:
@@ -188,6 +197,8 @@ def check_weights(argument: str, model: Any) -> Any:
 
 def check_reference(ref_model: Any, model: Any) -> Any:
     """A reference that was passed in: another model than the policy, with finite weights."""
+    if ref_model is None:
+        return None
     if ref_model is model:
         fix = "Leave ref_model out: the reference is then a frozen copy of the model as it is now."
         raise InputError("ref_model", "the same object as model", "another object, or None", fix)
@@ -242,10 +253,10 @@ def policy_and_reference(
 def _with_new_adapter(model: Any, peft_config: "PeftConfig", args: KTOConfig) -> tuple[Any, StartingWeights]:
     """The model in its new adapter. The reference is the model with the adapter off and trained biases put back; where
     the adapter rewrote the base (PiSSA), the model as it is now."""
-    base = {id(parameter): (parameter, _content(parameter)) for parameter in model.parameters()}
+    base = {id(parameter): (parameter, content(parameter)) for parameter in model.parameters()}
     model = add_adapter(model, peft_config, args)
     named = {id(parameter): name for name, parameter in model.named_parameters()}
-    if any(key not in named or _content(parameter) != content for key, (parameter, content) in base.items()):
+    if any(key not in named or content(parameter) != before for key, (parameter, before) in base.items()):
         return model, StartingWeights(model, _trained(model), adapter_off=False)
     trained_base = [name for name in _trained(model) if id(model.get_parameter(name)) in base]
     return model, StartingWeights(model, trained_base, adapter_off=True)
@@ -253,12 +264,6 @@ def _with_new_adapter(model: Any, peft_config: "PeftConfig", args: KTOConfig) ->
 
 def _trained(model: Any) -> list[str]:
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-
-def _content(parameter: Any) -> float:
-    """A number that another content would hardly have."""
-    held = getattr(parameter, "ds_tensor", parameter).detach()
-    return 0.0 if held.is_meta else held.sum(dtype=torch.float64 if held.is_floating_point() else torch.int64).item()
 
 
 def _as_it_is_now(model: Any, source: str | None, args: KTOConfig) -> PreTrainedModel:

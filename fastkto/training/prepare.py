@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from fastkto.config import KTOConfig
-from fastkto.errors import InputError, require
+from fastkto.errors import InputError, InputTypeError, require
 from fastkto.losses.kto import check_rows_to_pair, uses_kl
 from fastkto.pairs import PairableStream
 from fastkto.pairs.balance import (
@@ -26,6 +26,8 @@ from fastkto.rows.shapes.summary import Summary, summary_of
 from fastkto.rows.tokens import tokenize_with_report
 
 logger = logging.get_logger(__name__)
+
+IDS = ("prompt_ids", "completion_ids")
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,16 @@ class Prepared:
 
 
 def prepare(
-    dataset: Any, tokenizer: PreTrainedTokenizerBase, args: KTOConfig, *, name: str, batch_size: int
+    dataset: Any, tokenizer: PreTrainedTokenizerBase, args: KTOConfig, vocabulary: int, *, name: str, batch_size: int
 ) -> Prepared:
-    """Normalise and tokenise a dataset, check that its batches can be paired, and look at its classes."""
+    """Normalise and tokenise a dataset, check that its batches can be paired, and look at its classes.
+
+    `vocabulary`: how many token ids the model has.
+    """
     datasets = require("datasets", "train")
     if not isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
         fix = "Load the data with fastkto.read_rows(path) or datasets.load_dataset(...), and choose a split."
-        raise InputError(f"{name}_dataset", type(dataset).__name__, "a datasets.Dataset or IterableDataset", fix)
+        raise InputTypeError(f"{name}_dataset", type(dataset).__name__, "a datasets.Dataset or IterableDataset", fix)
     source = normalise(dataset, RowOptions(), dataset_name=name)
     options: dict[str, Any] = {"max_length": args.max_length, "num_proc": args.dataset_num_proc, "dataset_name": name}
     summary = None
@@ -73,6 +78,7 @@ def prepare(
     else:
         rows, report = tokenize_with_report(source, tokenizer, **options)
         summary = summary_of(source, report, name)
+    rows = _within_vocabulary(rows, vocabulary)
     with_kl = uses_kl(args.loss_type)
     if with_kl:
         check_rows_to_pair(f"per_device_{'train' if name == 'train' else 'eval'}_batch_size", batch_size)
@@ -91,13 +97,36 @@ def prepare(
     return prepared
 
 
-def prepare_eval(rows: Any, tokenizer: PreTrainedTokenizerBase, args: KTOConfig, *, name: str = "eval") -> Any:
+def prepare_eval(
+    rows: Any, tokenizer: PreTrainedTokenizerBase, args: KTOConfig, vocabulary: int, *, name: str = "eval"
+) -> Any:
     """Rows to evaluate on, or a dict of several, as a dataloader takes them; again does no harm."""
     if rows is None or isinstance(rows, PairableStream):
         return rows
     if isinstance(rows, dict):
-        return {name: prepare_eval(each, tokenizer, args, name=name) for name, each in rows.items()}
-    return prepare(rows, tokenizer, args, name=name, batch_size=args.per_device_eval_batch_size).rows
+        return {name: prepare_eval(each, tokenizer, args, vocabulary, name=name) for name, each in rows.items()}
+    return prepare(rows, tokenizer, args, vocabulary, name=name, batch_size=args.per_device_eval_batch_size).rows
+
+
+def _within_vocabulary(rows: Any, vocabulary: int) -> Any:
+    """The rows, none of which may hold a token id that the model has not; a stream's are looked at as they come."""
+    if not hasattr(rows, "__len__"):
+        return rows.map(_row_within_vocabulary, fn_kwargs={"vocabulary": vocabulary})
+    for column in IDS:
+        for table in rows.select_columns(["row_id", column]).with_format("arrow").iter(batch_size=1000):
+            ids = table[column].combine_chunks()
+            if ids.flatten().to_numpy(zero_copy_only=False).max(initial=0) >= vocabulary:
+                for row_id, held in zip(table["row_id"].to_pylist(), ids.to_pylist(), strict=True):
+                    _row_within_vocabulary({"row_id": row_id, column: held}, vocabulary)
+    return rows
+
+
+def _row_within_vocabulary(row: dict[str, Any], vocabulary: int) -> dict[str, Any]:
+    for column in IDS:
+        if (highest := max(row.get(column, ()), default=0)) >= vocabulary:
+            fix = "Tokenise the rows with this model's tokenizer."
+            raise InputError(f"row {row['row_id']}, column {column!r}", highest, f"ids below {vocabulary}", fix)
+    return row
 
 
 def _warn_outside_rule(desirable: int, undesirable: int, desirable_weight: float, undesirable_weight: float) -> None:

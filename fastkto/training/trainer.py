@@ -8,33 +8,38 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalPrediction, has_length
 
+from fastkto.batch.packed import padded_targets
+from fastkto.batch.targets_and_kl import weight_of
 from fastkto.config import KTOConfig
 from fastkto.disk import no_folder_left
 from fastkto.engines import refuse_data_parallel, running
 from fastkto.errors import InputError
 from fastkto.head.backends import choose
-from fastkto.losses.kto import LossSettings
+from fastkto.losses.kto import LossSettings, one_for_zero
 from fastkto.pairs import PairableSampler
-from fastkto.rows.tokens import COLUMNS
+from fastkto.rows.tokens import COLUMNS, WEIGHT
 from fastkto.step.metrics import Meter, step_sums
 from fastkto.step.micro_step import kto_step
 from fastkto.training.assemble import assemble
 from fastkto.training.batching import pairable_sampler
 from fastkto.training.callbacks import LogAtCheckpoint, MetricsFile, SamplerEpoch
-from fastkto.training.checks import check_scaler, check_settings, check_trained
+from fastkto.training.checks import check_trained
 from fastkto.training.faults.collapse import CollapseWatch
 from fastkto.training.faults.finite import FiniteWatch
 from fastkto.training.faults.interruption import Interruption
 from fastkto.training.faults.out_of_memory import naming_the_batch
+from fastkto.training.faults.start import StartCheck
 from fastkto.training.loading import (
     check_reference,
-    check_token_ids,
+    check_saves,
     config_for,
     keep_float32_outputs,
     load_policy,
     load_tokenizer,
     policy_and_reference,
+    vocabulary_of,
 )
+from fastkto.training.output.record import RunRecord
 from fastkto.training.output.resumable import ResumableTrainer
 from fastkto.training.prepare import prepare, prepare_eval
 
@@ -56,7 +61,7 @@ class KTOTrainer(ResumableTrainer):
         args: `KTOConfig`.
         data_collator: replaces the packing or padding collator; must return the keys of one of them.
         train_dataset: rows as `fastkto.rows.normalise` takes them, or tokenised (`prompt_ids`, `completion_ids`,
-            `label`); streaming needs `max_steps`.
+            `label`, and `weight` where rows have one); streaming needs `max_steps`.
         eval_dataset: the same, or a dict of them.
         processing_class: the tokenizer; the model's own if None.
         compute_metrics: gets the rows' rewards as `predictions` and their labels as `label_ids`.
@@ -68,7 +73,7 @@ class KTOTrainer(ResumableTrainer):
         ValueError: for arguments, rows and weights that cannot be trained on, before anything is written.
     """
 
-    loss_is_scaled_for_ga = True  # compute_loss divides by the rows of the whole optimizer step
+    loss_is_scaled_for_ga = True  # compute_loss divides by the weights of the whole optimizer step
     args: KTOConfig
     model: Any
     processing_class: Any
@@ -94,24 +99,23 @@ class KTOTrainer(ResumableTrainer):
         args = config_for(args, model)
         if train_dataset is None:
             raise InputError("train_dataset", None, "a dataset of feedback rows", "Pass one; `fastkto data` shows it.")
-        check_settings(args)
-        if ref_model is not None:
-            check_reference(ref_model, model)
+        check_reference(ref_model, model)
         refuse_data_parallel(args)
         choose(args.head_backend, args.device)
         set_seed(args.seed)
-        source = model if isinstance(model, str) else None
-        model = load_policy(model, args, quantization_config)
+        source, model = model if isinstance(model, str) else None, load_policy(model, args, quantization_config)
         tokenizer = load_tokenizer(processing_class, model, args)
-        for given in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
-            check_token_ids(given, model)
-        train = prepare(train_dataset, tokenizer, args, name="train", batch_size=args.per_device_train_batch_size)
-        self.data_summary = train.summary
+        check_saves(model, tokenizer)
+        self._vocabulary = vocabulary_of(model)
+        given = train_dataset, tokenizer, args, self._vocabulary
+        train = prepare(*given, name="train", batch_size=args.per_device_train_batch_size)
+        self.data_lines = train.summary.lines() if train.summary else []
         self.settings = LossSettings(args.beta, train.desirable_weight(args), args.undesirable_weight, args.loss_type)
-        evals = prepare_eval(eval_dataset, tokenizer, args)
+        evals = prepare_eval(eval_dataset, tokenizer, args, self._vocabulary)
         model, reference_model, start = policy_and_reference(model, ref_model, args, peft_config, source)
         check_trained(model, optimizers[0])
         self._finite, self._interruption = FiniteWatch(args.on_nonfinite), Interruption()
+        self._start = StartCheck(start)
         watches = [MetricsFile(), self._finite, self._interruption, LogAtCheckpoint(), CollapseWatch()]
         with no_folder_left(args.output_dir):
             super().__init__(
@@ -128,10 +132,12 @@ class KTOTrainer(ResumableTrainer):
             self.model_accepts_loss_kwargs = True
             self.accelerator.gradient_accumulation_steps = 1  # the loss has its share; older Trainers divide once more
             keep_float32_outputs(self.accelerator)
+            self.record = RunRecord(args, self.train_dataset, model, reference_model, start)
+            self.record.agree(self.accelerator)
             self._finite.attach(self.accelerator)
             with running(self.model, self.accelerator):  # the probe, and the cache where it is filled
-                given = self.model, reference_model, start, self.train_dataset, data_collator, args, tokenizer
-                parts = assemble(*given, self.accelerator)
+                policy = self.model, reference_model, start, self.train_dataset, data_collator, args, tokenizer
+                parts = assemble(*policy, self.accelerator)
                 self._model_run, self.data_collator, self.reference, moving, self.aux_loss_coef = parts
                 if moving is not None:
                     self.add_callback(moving)
@@ -140,13 +146,22 @@ class KTOTrainer(ResumableTrainer):
                 if self.reference.cache is not None:
                     self._fill_cache()
 
+    @property
+    def ref_model(self) -> Any:
+        """The second model that is the reference, as TRL has it; None where the policy is its own."""
+        return self.reference.model
+
+    @property
+    def aux_loss_enabled(self) -> bool:
+        """Whether a mixture of experts' auxiliary loss is added, as TRL has it."""
+        return self.aux_loss_coef > 0
+
     def train(self, resume_from_checkpoint: "str | bool | None" = None, *args: Any, **kwargs: Any) -> Any:
         """Train; a checkpoint to resume from is looked at before anything else happens."""
         checkpoint = self.found(resume_from_checkpoint)
-        check_scaler(checkpoint, self.accelerator)
         self._meters["train"].clear()  # of steps after the last log line of an earlier call
         self.reference.policy_moved = True
-        with self._interruption:
+        with self.owning_output(checkpoint), self._interruption:
             result = super().train(checkpoint, *args, **kwargs)
         if self._finite.error is not None:
             raise self._finite.error
@@ -158,26 +173,22 @@ class KTOTrainer(ResumableTrainer):
         model: Any,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
+        num_items_in_batch: torch.Tensor | float | None = None,
     ) -> Any:
-        """Loss of a micro-batch, eq. (6): the sum over its rows divided by the rows of the whole optimizer step."""
+        """Loss of a micro-batch, eq. (6): the sum over its rows divided by the weights of the whole optimizer step."""
         reference = self.reference(inputs)
-        out, aux_loss = kto_step(
-            self._model_run._replace(model=model),
-            inputs,
-            reference,
-            self.settings,
-            num_rows=num_items_in_batch,
-            reduce=self._sum_over_ranks if self.accelerator.num_processes > 1 else None,
-        )
-        sums = step_sums(out, inputs["label"], inputs["cu_seqlens"], num_tokens=inputs["num_tokens"], aux_loss=aux_loss)
+        reduce = self._sum_over_ranks if self.accelerator.num_processes > 1 else None
+        given = self._model_run._replace(model=model), inputs, reference, self.settings
+        out, aux_loss = kto_step(*given, num_rows=num_items_in_batch, reduce=reduce)
+        sums = step_sums(out, inputs, aux_loss)
         loss = out.loss
         if aux_loss is not None:
-            share = 1.0 if num_items_in_batch is None else len(inputs["label"]) / num_items_in_batch
+            share = 1.0 if num_items_in_batch is None else weight_of(inputs) / one_for_zero(num_items_in_batch)
             loss = loss + self.aux_loss_coef * share * aux_loss
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients over ranks
         if self.model.training:
+            self._start(out, self.settings.beta, self.state)
             loss, bad = self._finite.guard(loss, out, reference.logps, inputs["row_ids"])
             if self.args.on_nonfinite == "skip":  # what is left out of the weights is left out of the log
                 sums = torch.where(bad, torch.zeros_like(sums), sums)
@@ -186,12 +197,12 @@ class KTOTrainer(ResumableTrainer):
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
-        """The micro-batches of one optimizer step and the number of their rows over all ranks."""
+    ) -> tuple[list[dict[str, Any]], Any]:
+        """The micro-batches of one optimizer step and the weights of their rows, added up over all ranks."""
         if self.state.global_step >= self.state.max_steps:  # resumed at its end, where the Trainer would step again
             return [], 0
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        rows = sum(len(batch["label"]) for batch in batches)
+        rows = sum(map(weight_of, batches))
         if self.accelerator.num_processes > 1:
             return batches, self._interruption.count(self._sum_over_ranks(self._interruption.vote(rows, device)))
         return batches, rows
@@ -209,11 +220,14 @@ class KTOTrainer(ResumableTrainer):
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Loss of an evaluation batch; with `compute_metrics` also each row's reward and label."""
+        if "inputs" in self.args.include_for_metrics and "sequences" in inputs:  # which the caller hands to them
+            inputs["input_ids"] = padded_targets(inputs, self.processing_class.pad_token_id)
         inputs = self._prepare_inputs(inputs)
         # autocast: a model that has not been through `train` is not wrapped in it, the reference always is
         naming = naming_the_batch(inputs, self.args)
         with naming, torch.no_grad(), self.accelerator.autocast(), self.compute_loss_context_manager():
             loss, out = self.compute_loss(model, inputs, return_outputs=True)
+        loss = loss * (weight_of(inputs) / len(inputs["label"]))  # the loop averages over rows
         if prediction_loss_only:
             return loss, None, None
         return loss, out.rewards, inputs["label"]
@@ -224,6 +238,8 @@ class KTOTrainer(ResumableTrainer):
         output: Any = super().evaluation_loop(*args, **kwargs)
         figures = {**self._meters["eval"].flush(), "num_tokens": self._num_tokens()}
         prefix = kwargs.get("metric_key_prefix", "eval")
+        if (name := f"{prefix}_loss") in output.metrics and self._meters["eval"].mean_weight is not None:
+            output.metrics[name] /= self._meters["eval"].mean_weight.item() or 1
         output.metrics.update({f"{prefix}_{name}": value for name, value in figures.items()})
         return output
 
@@ -239,13 +255,14 @@ class KTOTrainer(ResumableTrainer):
     ) -> dict[str, float]:
         """Evaluate; a dataset passed here is prepared as one passed to the constructor, and idempotently so."""
         if eval_dataset is not None and not isinstance(eval_dataset, str):
-            eval_dataset = prepare_eval(eval_dataset, self.processing_class, self.args)
+            eval_dataset = prepare_eval(eval_dataset, self.processing_class, self.args, self._vocabulary)
         prepared: Any = eval_dataset
         return super().evaluate(prepared, ignore_keys, metric_key_prefix)
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """Batches for `predict`, whose dataset is prepared as one passed to `evaluate`."""
-        return super().get_test_dataloader(prepare_eval(test_dataset, self.processing_class, self.args, name="test"))
+        given = test_dataset, self.processing_class, self.args, self._vocabulary
+        return super().get_test_dataloader(prepare_eval(*given, name="test"))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The Trainer's log line, with the figures of the steps since the last one."""
@@ -268,7 +285,7 @@ class KTOTrainer(ResumableTrainer):
         return pairable_sampler(eval_dataset, self.args.per_device_eval_batch_size, "sequential", self.args)
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = list(COLUMNS)
+        self._signature_columns = [*COLUMNS, WEIGHT]
 
     def _fill_cache(self) -> None:
         """Score every micro-batch of the data with the reference, before training changes the policy."""

@@ -29,7 +29,7 @@ class Terms(NamedTuple):
     """What follows from z0."""
 
     loss: torch.Tensor
-    """Scalar: `(weight * sigmoid(-u)).sum() / num_rows`."""
+    """Scalar: `(weights * lambda * sigmoid(-u)).sum() / num_rows`."""
     z0: torch.Tensor
     """Scalar, after the clamp, nats."""
     rewards: torch.Tensor
@@ -72,6 +72,7 @@ def terms_kernel(
     labels,
     sum_and_count,
     num_rows,
+    weights,
     loss,
     z0_out,
     rewards,
@@ -84,7 +85,8 @@ def terms_kernel(
     UNDESIRABLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program. `sum_and_count` is None for a loss with z0 = 0; a NaN in it is not clamped away."""
+    """One program. `sum_and_count` is None for a loss with z0 = 0; a NaN in it is not clamped away. `weights` may be
+    None: all 1."""
     kind = ratios.dtype.element_ty
     z0 = tl.zeros((), kind)
     if sum_and_count is not None:
@@ -104,6 +106,8 @@ def terms_kernel(
         u = tl.where(good, BETA * (ratio - z0), BETA * (z0 - ratio))
         right, wrong = 1.0 / (1.0 + tl.exp(-u)), 1.0 / (1.0 + tl.exp(u))
         weight = tl.where(good, DESIRABLE, UNDESIRABLE).to(kind)
+        if weights is not None:
+            weight *= tl.load(weights + rows, mask=here, other=0.0).to(kind)
         size = weight * BETA * right * wrong / rows_of_step
         reward = BETA * ratio
         tl.store(rewards + rows, reward, mask=here)
@@ -146,6 +150,7 @@ def kto_terms(
     labels: torch.Tensor,
     kl_sum_and_count: torch.Tensor | None,
     num_rows: torch.Tensor,
+    weights: torch.Tensor | None = None,
     *,
     beta: float,
     desirable_weight: float = 1.0,
@@ -158,7 +163,8 @@ def kto_terms(
         labels: (B,) bool, True for a desirable row.
         kl_sum_and_count: `row_sums(...).sum_and_count` of the mismatched pairs, added up over the ranks; None for
             "apo_zero_unpaired" (z0 = 0).
-        num_rows: one-element tensor, the rows of the whole optimizer step.
+        num_rows: one-element tensor, the rows of the whole optimizer step, or their weights added up.
+        weights: (B,) w of eq. (6); all 1 if None.
         beta: per nat.
         desirable_weight, undesirable_weight: lambda_D, lambda_U.
     """
@@ -174,6 +180,7 @@ def kto_terms(
         labels,
         kl_sum_and_count,
         num_rows,
+        weights,
         *terms,
         like.shape[0],
         BETA=beta,

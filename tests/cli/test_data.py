@@ -107,6 +107,26 @@ def test_the_page_and_what_is_chosen(workplace, capsys):
     assert "3 rows held out for evaluation" in page
 
 
+def test_weights_are_shown_in_a_line_and_bad_ones_are_at_fault(workplace, capsys):
+    rows = [row | {"votes": i / 4, "weight": 9} for i, row in enumerate(ROWS)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = ["data", "rows.jsonl", "--model", "model", "--weight_column", "votes"]
+    assert main(argv) == 0
+    shown = capsys.readouterr().out
+    assert (
+        "columns      prompt <- prompt, completion <- completion, label <- label, weight <- votes; not used: weight"
+        in shown
+    )
+    assert "row weights  0 to 2.75, mean 1.38; 1 row with weight 0\n" in shown
+    with Path("rows.jsonl").open("a") as file:
+        file.write(json.dumps(ROWS[0] | {"votes": -1}) + "\n" + json.dumps(ROWS[0]) + "\n")
+    assert main(argv) == 1
+    captured = capsys.readouterr()
+    assert "weight below 0: 1 row (12)" in captured.out
+    assert "no weight: 1 row (13)" in captured.out
+    assert "row 12, column 'votes': got -1, expected a number from 0 on" in captured.err
+
+
 def test_a_page_that_cannot_be_written(workplace, capsys):
     assert main(["data", "rows.jsonl", "--model", "model", "--html", "no/report.html"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]

@@ -1,5 +1,6 @@
 """`fastkto merge`: the merged model is the adapter's model, and the output is whole or absent."""
 
+import shutil
 from pathlib import Path
 
 import peft
@@ -84,12 +85,48 @@ def test_merged_model_is_the_adapters(workplace, capsys, tied, settings):
     assert not list(Path("deep/down/merged").glob("adapter*"))
 
 
-def test_dtype_of_the_saved_weights(workplace):
+def test_dtype_of_the_saved_weights(workplace, capsys):
     save_base()
     make("adapter", target_modules=["q_proj"])
+    assert main(["merge", "adapter", "--output_dir", "own"]) == 0
+    assert "float32" in capsys.readouterr().out
     assert main(["merge", "adapter", "--output_dir", "merged", "--dtype", "bfloat16"]) == 0
     model = AutoModelForCausalLM.from_pretrained("merged", dtype="auto")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def said(capsys, scale, *arguments, name="default"):
+    """What is printed of an adapter that is `scale` from zero on a base in bfloat16."""
+    save_base()
+    AutoModelForCausalLM.from_pretrained("base", dtype=torch.bfloat16).save_pretrained("base")
+    model = AutoModelForCausalLM.from_pretrained("base", dtype=torch.float32)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
+    adapted = peft.get_peft_model(model, config, adapter_name=name)
+    for key, parameter in adapted.named_parameters():
+        parameter.data += scale if "lora_B" in key else 0
+    adapted.save_pretrained("adapter")
+    assert main(["merge", "adapter", "--output_dir", "merged", "--overwrite", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_b9_what_the_adapter_does_is_said_beside_what_rounding_does_to_it(workplace, capsys):
+    assert "nats per token away from base and adapter's (0.5 allowed)" in said(capsys, 0.1)
+    assert "The adapter moves them by up to" in said(capsys, 0.1)
+    assert "changes nothing" in said(capsys, 0.0)
+    assert "rounding loses most of that: --dtype float32" in said(capsys, 1e-5)
+    assert "rounding" not in said(capsys, 1e-5, "--dtype", "float32")
+
+
+def test_b9_an_adapter_of_another_name_is_found(workplace, capsys):
+    assert "adapter/mine in one, bfloat16, tokenizer of base" in said(capsys, 0.1, name="mine")
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    tokenizer.save_pretrained("adapter")
+    said(capsys, 0.1, name="mine")
+    assert AutoTokenizer.from_pretrained("merged").chat_template == "{{ messages[0]['content'] }}"
+    shutil.copytree("adapter/mine", "adapter/yours")
+    assert main(["merge", "adapter", "--output_dir", "merged", "--overwrite"]) == 1
+    assert "the adapters mine, yours" in capsys.readouterr().err
 
 
 def test_another_base_is_used_when_named(workplace):

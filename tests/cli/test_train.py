@@ -242,7 +242,7 @@ def test_several_processes_go_through_accelerate(workplace, monkeypatch):
 
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # in a launched process the same command line trains
     monkeypatch.setattr("fastkto.cli.train.set_up", lambda *_: None)
-    monkeypatch.setattr("fastkto.cli.train.train", launched.append)
+    monkeypatch.setattr("fastkto.cli.train.train", lambda trainer, _: launched.append(trainer))
     assert main(["train", "config.yaml", "--main_process_port", "29501"]) == 0
     assert launched[1:] == [None]
 
@@ -262,3 +262,16 @@ def test_one_yaml_file_trains_the_same_through_trl_and_fastkto(workplace):
         moved = (trl[name] - start[name]).abs().max().item()
         assert moved > 1e-4, name
         assert_within((ours[name] - trl[name]).abs().max().item(), 0.0, absolute=1e-3 * moved, name=name)
+
+
+def test_the_run_that_the_card_names_is_the_same_run(workplace, capsys):
+    """One command of the model card, and the last line says what to do next."""
+    main(["train", write(), "--learning_rate", "3e-3", "--use_peft", "true", "--lora_r", "4"])
+    assert "described in its README.md. Next: fastkto merge out --output_dir FOLDER" in capsys.readouterr().out
+    card = Path("out/README.md").read_text()
+    command = next(line for line in card.splitlines() if line.startswith("fastkto train "))
+    argv = command.replace("ANOTHER_FOLDER", "again").split()[1:]
+    assert main(argv) == 0
+    first, second = (load_file(f"{folder}/adapter_model.safetensors") for folder in ("out", "again"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(x, second[name]) for name, x in first.items())

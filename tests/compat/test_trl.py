@@ -5,6 +5,7 @@ from families import family
 from hosts import STEPS, Calls, compare, sft
 from trl_runs import LORA, build, build_lora, only_ours, only_theirs, ours, trl, watch
 
+from fastkto.batch import PackingCollator
 from fastkto.integrations.trl import rows as trl_rows
 
 
@@ -84,3 +85,10 @@ def test_a_planted_fault_is_seen(tmp_path, monkeypatch):
 
 def paired_with_itself(collator, rows, call=trl_rows.TRLCollator.__call__):
     return call(collator, [row | {"KL_completion_ids": row["completion_ids"]} for row in rows])
+
+
+def test_a_column_that_is_called_weight_weighs_nothing_there():
+    rows = [{"prompt_ids": [i], "completion_ids": [9], "KL_completion_ids": [8], "label": True} for i in range(2)]
+    padded = {"input_ids": None, "attention_mask": None}
+    collate = trl_rows.TRLCollator(PackingCollator(None), lambda rows: padded)
+    assert collate([row | {"weight": 5.0} for row in rows]).keys() == collate(rows).keys()

@@ -64,21 +64,6 @@ def _(path: Path) -> None:
     sql(path, "PRAGMA user_version=99")
 
 
-@cache("a word for a log-prob")
-def _(path: Path) -> None:
-    sql(path, "UPDATE logps SET logp = 'small'")
-
-
-@cache("a log-prob that is infinite")
-def _(path: Path) -> None:
-    sql(path, "UPDATE logps SET logp = -9e999")
-
-
-@cache("no log-prob")
-def _(path: Path) -> None:
-    sql(path, "UPDATE logps SET logp = NULL")
-
-
 @cache("a folder that is a file", ref_cache_dir="data.jsonl")
 def _(path: Path) -> None:
     pass
@@ -119,7 +104,6 @@ def checkpoint(name: str, **changes: object) -> Callable[[Callable[[Path], None]
 
 
 plain("checkpoint", "is not there", resume_from_checkpoint="out/checkpoint-7")
-plain("checkpoint", "none at all", resume_from_checkpoint="true")
 
 
 @checkpoint("torn before its last file")

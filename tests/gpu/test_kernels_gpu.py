@@ -118,12 +118,11 @@ def test_nothing_waits_for_the_gpu_small(trained):
     pairs = {"kl_hidden": kl.hidden, "kl_targets": kl.targets, "kl_cu_seqlens": [0, 10, 40], "ref_kl_logps": ref[:2]}
 
     def run():
-        for rows in (None, torch.full((1,), 6.0, device="cuda")):
-            out = fused_linear_kto(
-                hidden, weight, head.targets, [0, 20, 50, 64], labels, ref, **pairs, num_rows=rows, stats=True
-            )
+        for rows, weights in ((None, None), (torch.full((1,), 6.0, device="cuda"), None), (None, -ref)):
+            step = {"num_rows": rows, "weights": weights, "stats": True}
+            out = fused_linear_kto(hidden, weight, head.targets, [0, 20, 50, 64], labels, ref, **pairs, **step)
             out.loss.backward()
-            step_sums(out, labels, [0, 20, 50, 64], num_tokens=64, aux_loss=None)
+            step_sums(out, {"label": labels, "cu_seqlens": [0, 20, 50, 64], "num_tokens": 64}, None)
         token_logprobs(hidden, weight, head.targets).sum().backward()
 
     run()

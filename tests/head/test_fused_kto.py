@@ -33,6 +33,44 @@ def test_equals_the_oracle(monkeypatch, backend, trained, block_positions, loss_
         assert_close(grad, oracle_grads[name], torch_grads[name], name=f"d {name}")
 
 
+WEIGHTS = torch.tensor([0.2, 3.0, 0.0, 1.0, 0.7])
+
+
+@pytest.mark.parametrize("backend", SERVING)
+@pytest.mark.parametrize("trained", [("hidden",), ("hidden", "weight", "bias")])
+@pytest.mark.parametrize("block_positions", [6, 1000])
+def test_weighted_rows_equal_the_oracle(monkeypatch, backend, trained, block_positions):
+    for kind in (TileBackend, NativeBackend):
+        monkeypatch.setattr(kind, "block_bytes", block_positions * 30 * 4)
+    inputs = batch([4, 1, 9, 3, 2], bias=True)
+    ours, grads = run(fused_linear_kto, inputs, trained, backend=backend, weights=WEIGHTS, **LOSS)
+    theirs, torch_grads = run(oracle.linear_kto, inputs, trained, weights=WEIGHTS, **LOSS)
+    wide = {k: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in inputs.items()}
+    exact, oracle_grads = run(oracle.linear_kto, wide, trained, weights=WEIGHTS.double(), **LOSS)
+    plain, _ = run(oracle.linear_kto, wide, trained, **LOSS)
+    assert exact.z0 == plain.z0 > 0.1
+    assert abs(exact.loss - plain.loss) > 0.01
+    for name in ("loss", "z0", "utilities"):
+        assert_close(getattr(ours, name), getattr(exact, name), getattr(theirs, name), name=name)
+    for name, grad in grads.items():
+        assert_close(grad, oracle_grads[name], torch_grads[name], name=f"d {name}")
+
+
+@pytest.mark.bits
+@pytest.mark.parametrize("backend", SERVING)
+def test_weights_of_one_change_no_bit_and_weights_of_zero_give_no_nan(backend):
+    inputs = batch([4, 1, 9, 3, 2])
+    (plain, grads), (ones, same), (zeros, none) = (
+        run(fused_linear_kto, inputs, ("hidden", "weight"), backend=backend, weights=weights, **LOSS)
+        for weights in (None, torch.ones(1).expand(5), torch.zeros(5))
+    )
+    assert torch.equal(ones.loss, plain.loss)
+    assert zeros.loss == 0
+    for name, grad in grads.items():
+        assert torch.equal(same[name], grad), name
+        assert not none[name].any(), name
+
+
 @settings(max_examples=30, deadline=None)
 @given(lengths=st.lists(st.integers(0, 12), min_size=1, max_size=6), block=st.integers(1, 40), seed=st.integers(0, 99))
 def test_equals_the_oracle_on_any_lengths(lengths, block, seed):
@@ -128,6 +166,8 @@ def test_policy_equal_to_the_live_reference_is_exactly_at_the_start():
         ({"ref_kl_logps": torch.zeros(2)}, "ref_kl_logps"),
         ({"beta": 0.0}, "beta"),
         ({"loss_type": "dpo"}, "loss_type"),
+        ({"weights": torch.ones(2)}, "weights"),
+        ({"weights": torch.tensor([1.0, -1.0, 0.0])}, "weights"),
     ],
 )
 def test_bad_arguments_are_named(change, names):

@@ -151,7 +151,7 @@ def within_the_cache(write):
         def put(cache, pairs, logps):
             if next(writes) == write:
                 cache._database.execute("BEGIN IMMEDIATE")
-                cache._database.execute("INSERT INTO logps VALUES (?, ?, ?)", (cache.model, pairs[0], 1e9))
+                cache._database.execute("INSERT INTO logps VALUES (?, ?, ?, 0)", (cache.model, pairs[0], 1e9))
                 die()
             stock(cache, pairs, logps)
 

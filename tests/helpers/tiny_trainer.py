@@ -8,7 +8,7 @@ from datasets import Dataset
 from tiny import tiny_llama, tiny_tokenizer
 from transformers import TrainerCallback
 
-from fastkto import KTOConfig, KTOTrainer
+from fastkto import KTOConfig, KTOTrainer, RowOptions, normalise
 
 gc.freeze()  # accelerate collects garbage at every train(): without what the imports made, in no time
 atexit.register(gc.unfreeze)
@@ -38,6 +38,11 @@ def rows(count: int = 12, *, desirable=lambda i: i % 2 == 0) -> Dataset:
             for i in range(count)
         ]
     )
+
+
+def weighted(data: Dataset, weights: list[float]) -> Dataset:
+    """The rows, each with its weight."""
+    return normalise(data.add_column("votes", weights), RowOptions(weight_column="votes"))
 
 
 def config(tmp_path, **changes) -> KTOConfig:
@@ -131,7 +136,7 @@ def by_hand(policy, reference, data, batches, *, beta=0.1, weights=(1.0, 1.0), s
             kl.append(torch.stack([logp(policy, *pair) - logp(reference, *pair) for pair in pairs]))
     if shared_z0:
         kl = [torch.cat(kl)] * len(batches)
-    losses = []
+    losses, own_weights = [], []
     for batch, kl_B in zip(batches, kl, strict=True):
         z0 = kl_B.mean().clamp(min=0)
         for x in (data[i] for i in batch):
@@ -139,5 +144,7 @@ def by_hand(policy, reference, data, batches, *, beta=0.1, weights=(1.0, 1.0), s
             with torch.no_grad():
                 base = logp(reference, *own)
             u = beta * (logp(policy, *own) - base - z0)
+            own_weights.append(x.get("weight", 1.0))
             losses.append(weights[0] * torch.sigmoid(-u) if x["label"] else weights[1] * torch.sigmoid(u))
-    return torch.stack(losses).mean()
+    losses = torch.stack(losses)
+    return (losses * torch.tensor(own_weights, dtype=losses.dtype)).sum() / sum(own_weights)

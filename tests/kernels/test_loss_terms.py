@@ -41,16 +41,18 @@ def test_a_rows_sum_depends_on_the_row_alone():
 @pytest.mark.parametrize("loss_type", ["kto", "apo_zero_unpaired"])
 @pytest.mark.parametrize("size", [1.0, 1e4])
 @pytest.mark.parametrize("count", [1, 7, 300])
-def test_terms(count, size, loss_type):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_terms(count, size, loss_type, weighted):
     """Loss, coefficients and logged sums; at 1e4 nats every sigmoid is saturated."""
     torch.manual_seed(count)
     logps, ref = size * torch.randn(count), size * torch.randn(count)
     labels, kl = torch.arange(count) % 3 != 0, 1 + 0.1 * torch.randn(5)
     rows = fk.RowSums(logps, logps - ref, torch.zeros(2))
     both = torch.stack([kl.sum(), torch.tensor(5.0)]) if loss_type == "kto" else None
-    found = fk.kto_terms(rows, labels, both, torch.tensor([2.0 * count]), beta=0.3, **WEIGHTS)
+    own = torch.rand(count) if weighted else None
+    found = fk.kto_terms(rows, labels, both, torch.tensor([2.0 * count]), own, beta=0.3, **WEIGHTS)
     leaf = logps.clone().requires_grad_()
-    options = {"beta": 0.3, "loss_type": loss_type, "num_rows": 2 * count, **WEIGHTS}
+    options = {"beta": 0.3, "loss_type": loss_type, "num_rows": 2 * count, "weights": own, **WEIGHTS}
     zero = torch.zeros(5)
 
     def loss_of(x, dtype):
@@ -60,7 +62,7 @@ def test_terms(count, size, loss_type):
     plain.loss.backward()
     for name in ("loss", "z0", "rewards", "utilities"):
         assert_close(getattr(found, name), getattr(exact, name), getattr(plain, name), name=name)
-    weights = row_weights(labels, **WEIGHTS, dtype=torch.float64)
+    weights = row_weights(labels, own, **WEIGHTS, dtype=torch.float64)
     slopes = logp_gradients(exact.utilities, labels, weights, beta=0.3, num_rows=2 * count)
     assert_close(found.coefficients, slopes, leaf.grad, name="coefficients")
     sums = [x[labels == good].double().sum() for good in (True, False) for x in (labels | True, found.rewards, logps)]

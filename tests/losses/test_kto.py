@@ -12,6 +12,7 @@ from fastkto.errors import InputError
 from fastkto.losses.kto import kto_loss, logp_gradients, reference_point, row_weights
 
 LOGPS = st.floats(-80, 0)
+WEIGHTS = st.just(0.0) | st.floats(0.01, 5)
 
 
 def rows(n, seed=0, dtype=torch.float64):
@@ -25,54 +26,52 @@ def rows(n, seed=0, dtype=torch.float64):
     }
 
 
-def by_hand(logps, ref_logps, labels, kl_logps, ref_kl_logps, beta, weight_d, weight_u):
+def by_hand(logps, ref_logps, labels, kl_logps, ref_kl_logps, weights, beta, weight_d, weight_u):
     """Equations (2) to (6), one Python float at a time."""
     z0 = max(0.0, sum(a - b for a, b in zip(kl_logps, ref_kl_logps, strict=True)) / len(kl_logps))
     total = 0.0
-    for logp, ref, label in zip(logps, ref_logps, labels, strict=True):
+    for logp, ref, label, weight in zip(logps, ref_logps, labels, weights, strict=True):
         u = beta * (logp - ref - z0) if label else beta * (z0 - (logp - ref))
-        total += (weight_d if label else weight_u) * (1 - 1 / (1 + math.exp(-u)))
-    return total / len(logps)
+        total += weight * (weight_d if label else weight_u) * (1 - 1 / (1 + math.exp(-u)))
+    return total / (sum(weights) or 1)
 
 
 @settings(max_examples=100, deadline=None)
 @given(
-    data=st.lists(st.tuples(LOGPS, LOGPS, st.booleans(), LOGPS, LOGPS), min_size=1, max_size=9),
+    data=st.lists(st.tuples(LOGPS, LOGPS, st.booleans(), LOGPS, LOGPS, WEIGHTS), min_size=1, max_size=9),
     beta=st.floats(0.01, 2),
     weight_d=st.floats(0.1, 5),
     weight_u=st.floats(0.1, 5),
 )
 def test_equals_the_equations_by_hand(data, beta, weight_d, weight_u):
     columns = list(zip(*data, strict=True))
-    logps, ref, labels, kl, ref_kl = (
+    logps, ref, labels, kl, ref_kl, weights = (
         torch.tensor(c, dtype=torch.bool if i == 2 else torch.float64) for i, c in enumerate(columns)
     )
-    out = kto_loss(
-        logps,
-        ref,
-        labels,
-        kl_logps=kl,
-        ref_kl_logps=ref_kl,
-        beta=beta,
-        desirable_weight=weight_d,
-        undesirable_weight=weight_u,
-    )
-    expected = by_hand(*columns, beta, weight_d, weight_u)
+    options = {"beta": beta, "desirable_weight": weight_d, "undesirable_weight": weight_u}
     # u is rounded at up to 160 nats * beta of 2, then enters at a slope of up to weight / 4
     rounding = 4 * 160 * 2 * 5 / 4 * torch.finfo(torch.float64).eps
-    assert math.isclose(out.loss.item(), expected, rel_tol=1e-9, abs_tol=rounding)
+    for asked, each in ((weights, columns[5]), (None, [1.0] * len(data))):
+        out = kto_loss(logps, ref, labels, kl_logps=kl, ref_kl_logps=ref_kl, weights=asked, **options)
+        expected = by_hand(*columns[:5], each, beta, weight_d, weight_u)
+        assert math.isclose(out.loss.item(), expected, rel_tol=1e-9, abs_tol=rounding)
     assert torch.equal(out.rewards, beta * (logps - ref))
 
 
-def test_fp64_gradcheck_and_the_closed_form_of_the_gradient():
+ROW_WEIGHTS = torch.tensor([0.2, 3.0, 0.0, 1.0, 0.7, 1.5, 2.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("weights", [None, ROW_WEIGHTS])
+def test_fp64_gradcheck_and_the_closed_form_of_the_gradient(weights):
     inputs = rows(7)
-    kwargs = {"beta": 0.3, "desirable_weight": 1.5, "undesirable_weight": 0.5}
+    kwargs = {"beta": 0.3, "desirable_weight": 1.5, "undesirable_weight": 0.5, "weights": weights}
     rest = {k: v for k, v in inputs.items() if k != "logps"}
     assert torch.autograd.gradcheck(lambda x: kto_loss(x, **rest, **kwargs).loss, inputs["logps"])
     out = kto_loss(**inputs, **kwargs)
     out.loss.backward()
-    weights = row_weights(inputs["labels"], desirable_weight=1.5, undesirable_weight=0.5, dtype=torch.float64)
-    closed = logp_gradients(out.utilities, inputs["labels"], weights, beta=0.3, num_rows=7)
+    both = row_weights(inputs["labels"], weights, desirable_weight=1.5, undesirable_weight=0.5, dtype=torch.float64)
+    total = 7 if weights is None else 8.4
+    closed = logp_gradients(out.utilities, inputs["labels"], both, beta=0.3, num_rows=total)
     assert_close(inputs["logps"].grad, closed, name="eq. (7)")
 
 
@@ -159,6 +158,31 @@ def test_mean_over_the_rows_of_the_whole_step():
     assert_close(both.detach(), ((kto_loss(**first).loss * 2 + kto_loss(**second).loss * 5) / 7).detach())
 
 
+def test_weights_of_one_change_no_bit_and_weights_of_zero_give_no_nan():
+    inputs = {k: v if k == "labels" else v.detach().float() for k, v in rows(7).items()}
+    found = []
+    for weights in (None, torch.ones(7), torch.zeros(7)):
+        inputs["logps"] = inputs["logps"].detach().requires_grad_()
+        out = kto_loss(**inputs, weights=weights, num_rows=None if weights is None else weights.sum())
+        out.loss.backward()
+        found.append((out.loss.detach(), inputs["logps"].grad, out.z0))
+    for one, other in zip(*found[:2], strict=True):
+        assert torch.equal(one, other)
+    assert found[2][0] == 0
+    assert torch.equal(found[2][1], torch.zeros(7))
+    assert torch.equal(found[2][2], found[0][2]), "z0 is that of all rows"
+    assert kto_loss(**inputs, weights=torch.zeros(7)).loss == 0
+    assert kto_loss(**inputs, weights=torch.zeros(7), num_rows=0.0).loss == 0
+
+
+def test_weights_over_several_calls_are_one_weighted_mean():
+    first, second = rows(2, seed=1), rows(5, seed=2)
+    w, v = ROW_WEIGHTS[:2], ROW_WEIGHTS[2:]
+    both = kto_loss(**first, weights=w, num_rows=8.4).loss + kto_loss(**second, weights=v, num_rows=8.4).loss
+    alone = kto_loss(**first, weights=w).loss * w.sum() + kto_loss(**second, weights=v).loss * v.sum()
+    assert_close(both.detach(), (alone / 8.4).detach())
+
+
 def test_a_nan_is_not_hidden():
     inputs = rows(3)
     inputs["ref_logps"][1] = float("nan")
@@ -186,6 +210,11 @@ def test_half_precision_log_probs_are_summed_in_float32():
         ({"beta": -0.1}, "beta"),
         ({"beta": float("nan")}, "beta"),
         ({"loss_type": "KTO"}, "loss_type"),
+        ({"weights": torch.tensor([1, 2, 3])}, "weights"),
+        ({"weights": torch.ones(3, 1)}, "weights"),
+        ({"weights": torch.tensor([1.0, -0.5, 1.0])}, "weights"),
+        ({"weights": torch.tensor([1.0, math.nan, 1.0])}, "weights"),
+        ({"weights": torch.tensor([1.0, 1.0, math.inf])}, "weights"),
     ],
 )
 def test_bad_arguments_are_named(change, names):

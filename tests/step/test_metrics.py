@@ -36,8 +36,9 @@ def output(labels, lengths, *, seed=0):
 STEPS = [((4, 1, 9), [True, False, True]), ((2, 3, 5, 1), [False, False, True, False]), ((7, 2), [True, True])]
 
 
-def bounds(lengths):
-    return [sum(lengths[:i]) for i in range(len(lengths) + 1)]
+def batch(labels, lengths):
+    bounds = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
+    return {"label": labels, "cu_seqlens": bounds, "num_tokens": sum(lengths)}
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def line():
     for seed, (lengths, labels) in enumerate(STEPS):
         out = output(labels, lengths, seed=seed)
         outputs.append((out, torch.tensor(labels), lengths))
-        meter.add(step_sums(out, torch.tensor(labels), bounds(lengths), num_tokens=sum(lengths), aux_loss=None))
+        meter.add(step_sums(out, batch(torch.tensor(labels), lengths), None))
     return meter.flush(), outputs, meter
 
 
@@ -94,7 +95,7 @@ def test_flush_starts_anew_and_clear_forgets(line):
     _, outputs, meter = line
     assert meter.flush() == {}
     out, labels, lengths = outputs[0]
-    sums = step_sums(out, labels, bounds(lengths), num_tokens=5, aux_loss=None)
+    sums = step_sums(out, batch(labels, lengths) | {"num_tokens": 5}, None)
     meter.add(sums)
     meter.clear()
     meter.add(sums)
@@ -106,10 +107,7 @@ def test_ranks_are_reduced_before_anything_is_divided():
     labels, lengths = torch.tensor([True, True, True]), (4, 1, 9)
     other_labels = torch.tensor([False, False, True])
     out, other = output(labels, lengths), output(other_labels, lengths, seed=9)
-    vectors = [
-        step_sums(o, each, bounds(lengths), num_tokens=14, aux_loss=None)
-        for o, each in ((out, labels), (other, other_labels))
-    ]
+    vectors = [step_sums(o, batch(each, lengths), None) for o, each in ((out, labels), (other, other_labels))]
     meter = Meter(lambda sums: sums + vectors[1])
     meter.add(vectors[0])
     figures = meter.flush()
@@ -126,14 +124,14 @@ def test_a_class_that_is_absent_has_no_figure_and_a_bad_row_shows_in_its_own_cla
     out.rewards[1] = float("nan")
     out = out._replace(class_sums=class_sums(labels, out.rewards, out.logps))
     meter = Meter(lambda sums: sums)
-    meter.add(step_sums(out, labels, bounds(lengths), num_tokens=14, aux_loss=torch.tensor(2.0)))
+    meter.add(step_sums(out, batch(labels, lengths), torch.tensor(2.0)))
     figures = meter.flush()
     assert math.isnan(figures["rewards/rejected"])
     assert math.isnan(figures["rewards/margins"])
     assert math.isfinite(figures["rewards/chosen"])
     assert figures["aux_loss"] == 2.0
     good = torch.tensor([True] * 3)
-    meter.add(step_sums(output(good, lengths), good, bounds(lengths), num_tokens=14, aux_loss=None))
+    meter.add(step_sums(output(good, lengths), batch(good, lengths), None))
     figures = meter.flush()
     assert not {"rewards/rejected", "rewards/margins", "logps/rejected", "logits/rejected", "aux_loss"} & figures.keys()
 
@@ -141,7 +139,7 @@ def test_a_class_that_is_absent_has_no_figure_and_a_bad_row_shows_in_its_own_cla
 def test_without_a_kl_term_there_are_no_kl_figures():
     out = output([True, False], (3, 3))._replace(kl=torch.zeros(0), z0=torch.zeros(()))
     meter = Meter(lambda sums: sums)
-    meter.add(step_sums(out, torch.tensor([True, False]), [0, 3, 6], num_tokens=6, aux_loss=None))
+    meter.add(step_sums(out, batch(torch.tensor([True, False]), (3, 3)), None))
     figures = meter.flush()
     assert figures["kl"] == 0.0
     assert not {"kl/raw", "kl/stderr"} & figures.keys()

@@ -6,7 +6,9 @@ import os
 import pickle
 import signal
 import sqlite3
+import struct
 import threading
+import zlib
 
 import peft
 import pytest
@@ -17,7 +19,7 @@ from tiny_trainer import STILL, noisy, rows, steps, trainer
 
 from fastkto.errors import InputError
 from fastkto.step import reference_model
-from fastkto.step.logp_cache import LogpCache
+from fastkto.step.logp_cache import SET_UP, LogpCache
 
 
 def cached(tmp_path, **changes):
@@ -136,10 +138,10 @@ def test_fingerprint_leaves_out_the_adapter_in_training_only():
 def write(path, killed):
     cache = LogpCache(path, "model")
     for i in range(20):
-        cache.put([bytes([i])], [float(i)])
+        cache.put([bytes([i])], [-float(i)])
     if killed:
         cache._database.execute("BEGIN IMMEDIATE")
-        cache._database.execute("INSERT INTO logps VALUES ('model', x'ff', 1.0)")
+        cache._database.execute("INSERT INTO logps VALUES ('model', x'ff', -1.0, 0)")
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -153,14 +155,53 @@ def test_the_cache_outlives_a_kill_and_serves_two_processes(tmp_path):
         writer.join(timeout=60)
     assert [writer.exitcode for writer in writers] == [-signal.SIGKILL, 0]
     cache = LogpCache(path, "model")
-    assert cache.get([bytes([i]) for i in range(20)]) == [float(i) for i in range(20)]
+    assert cache.get([bytes([i]) for i in range(20)]) == [-float(i) for i in range(20)]
     assert cache.get([b"\xff"]) == [None], "a transaction that was not finished leaves nothing"
     assert (cache.hits, cache.misses) == (20, 1)
     assert LogpCache(path, "another").get([bytes([3])]) == [None]
-    cache.put([b"\x03"], [7.0])
-    assert cache.get([b"\x03"]) == [7.0]
+    cache.put([b"\x03"], [-7.0])
+    assert cache.get([b"\x03"]) == [-7.0]
     again = pickle.loads(pickle.dumps(cache))
-    assert again.get([b"\x03"]) == [7.0]
+    assert again.get([b"\x03"]) == [-7.0]
+
+
+DAMAGE = {
+    "a flipped bit": "UPDATE logps SET logp = logp * 2 WHERE rowid_of = 0",
+    "above 0": "UPDATE logps SET logp = 3.5",
+    "a word": "UPDATE logps SET logp = 'small'",
+    "none": "UPDATE logps SET logp = NULL",
+    "infinite": "UPDATE logps SET logp = -9e999",
+    "of another pair": "UPDATE logps SET (logp, checksum) = (SELECT logp, checksum FROM logps LIMIT 1)",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_entry_is_computed_again_and_said(damage, tmp_path, caplog):
+    cached(tmp_path)
+    path = tmp_path / "cache" / "ref_logps.sqlite"
+    query = "SELECT pair, logp FROM logps ORDER BY pair"
+    with sqlite3.connect(path) as database:
+        right = database.execute(query).fetchall()
+        database.execute(damage.replace("rowid_of = 0", f"pair = X'{right[3][0].hex()}'"))
+    t = cached(tmp_path)
+    with sqlite3.connect(path) as database:
+        assert database.execute(query).fetchall() == right
+    assert "holds damaged log-probs: they are computed again" in caplog.text
+    assert "of the computed in the place of damaged ones" in caplog.text
+    t.train()
+    assert steps(t)[0]["rewards/chosen"] == 0.0
+
+
+def test_a_cache_without_checksums_is_not_used(tmp_path, caplog):
+    path = tmp_path / "ref_logps.sqlite"
+    with sqlite3.connect(path) as database:
+        database.execute(
+            "CREATE TABLE logps (model TEXT, pair BLOB, logp REAL, PRIMARY KEY (model, pair)) WITHOUT ROWID"
+        )
+        database.execute("INSERT INTO logps VALUES ('model', X'01', -1.5)")
+        database.execute("PRAGMA user_version=1")
+    assert LogpCache(path, "model").get([b"\x01"]) == [None]
+    assert "of an older fastkto, without checksums" in caplog.text
 
 
 def test_a_finished_step_uses_no_forward_of_the_reference(tmp_path):
@@ -175,8 +216,9 @@ def test_a_new_cache_that_another_process_is_writing_is_waited_for(tmp_path):
     """As the ranks of one run do: SQLite refuses at once to change the mode of a file that is being written."""
     path = tmp_path / "ref_logps.sqlite"
     other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    other.execute("CREATE TABLE logps (model TEXT, pair BLOB, logp REAL, PRIMARY KEY (model, pair)) WITHOUT ROWID")
+    other.execute(next(statement for statement in SET_UP if "TABLE IF NOT EXISTS logps" in statement))
     other.execute("BEGIN IMMEDIATE")
-    other.execute("INSERT INTO logps VALUES ('model', X'01', -1.5)")
+    checksum = zlib.crc32(b"model" + b"\x01" + struct.pack("<d", -1.5))
+    other.execute(f"INSERT INTO logps VALUES ('model', X'01', -1.5, {checksum})")
     threading.Timer(0.3, other.execute, ["COMMIT"]).start()
     assert LogpCache(path, "model", {"model": "m"}).get([b"\x01"]) == [-1.5]

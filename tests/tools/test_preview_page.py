@@ -74,10 +74,9 @@ def test_faults_come_first_and_the_worst_of_them_first():
     text = page(shown, "x")
     faults = text[text.index("<h2>Faults</h2>") : text.index("<h2>Thumbs</h2>")]
     found = re.findall(r"<li>([^<]+)", faults)
-    assert (
-        found[0]
-        == "The same answer under both labels: 5 rows; they cancel. Decide which label is right, or remove both."
-    )
+    says, then = found[0].split(". ", 1)
+    assert says == "The same answer under both labels: 5 rows; with equal weights they cancel"
+    assert then == "Decide which label is right, or remove both."
     assert found[1] == "1 row left out: the prompt alone is 400 tokens or longer."
     assert found[2] == "4 rows repeat the question and answer of another row."
     headers = re.findall(r"<header>(row \d+), <[^>]+>(\w+)<", faults)

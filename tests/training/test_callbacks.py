@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import tiny_llama
 from tiny_trainer import noisy, rows, steps, trainer
+from tolerance import assert_within
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from fastkto.errors import InputError
@@ -140,3 +141,14 @@ def test_a_run_without_kl_rows_is_watched_too(tmp_path):
     t = trainer(tmp_path, loss_type="apo_zero_unpaired", ref_model=noisy(tiny_llama()))
     t.train()
     assert t.state.global_step == 3
+
+
+@pytest.mark.parametrize("save", ["no", "best"])
+def test_the_figures_of_the_last_steps_are_logged(save, tmp_path):
+    more = {"eval_dataset": rows(6), "eval_strategy": "steps", "eval_steps": 5, "metric_for_best_model": "eval_loss"}
+    t = trainer(tmp_path, max_steps=3, logging_steps=10, save_strategy=save, **(more if save == "best" else {}))
+    t.train()
+    assert [line["step"] for line in steps(t)] == [3]
+    every = trainer(tmp_path / "every", max_steps=3)
+    every.train()
+    assert_within(steps(t)[0]["loss"], sum(line["loss"] for line in steps(every)) / 3, relative=1e-5)

@@ -104,3 +104,30 @@ def test_bad_evaluation_rows_are_named(tmp_path):
     t = trainer(tmp_path)
     with pytest.raises(ValueError, match="eval_dataset"):
         t.evaluate()
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_what_the_trainer_counts_and_shows_is_there(packing, tmp_path):
+    """`include_for_metrics`, the number of input tokens and of operations, as with TRL."""
+    seen = []
+
+    def metrics(prediction):
+        seen.append(prediction.inputs)
+        return {}
+
+    t = trainer(
+        tmp_path,
+        packing=packing,
+        eval_dataset=rows(6),
+        compute_metrics=metrics,
+        include_for_metrics=["inputs"],
+        include_num_input_tokens_seen="all",
+    )
+    t.train()
+    assert t.state.num_input_tokens_seen > 0
+    assert t.state.total_flos > 0
+    t.evaluate()
+    ids = [[*row["prompt_ids"], *row["completion_ids"]] for row in t.eval_dataset]
+    assert [
+        [token for token in held if token >= 0][: len(row)] for held, row in zip(seen[0].tolist(), ids, strict=False)
+    ] == ids

@@ -4,7 +4,7 @@ import peft
 import pytest
 import torch
 import trl
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from safetensors.torch import save_file
 from tiny import tiny_llama, tiny_tokenizer
 from tiny_trainer import config, noisy, rows, trainer
@@ -149,3 +149,40 @@ def test_checkpoint_folder(tmp_path):
         save_file({"w": torch.ones(2)}, tmp_path / f"checkpoint-{number}" / "model.safetensors")
     assert checkpoint_folder(True, str(tmp_path)) == str(tmp_path / "checkpoint-10")
     assert checkpoint_folder(tmp_path / "checkpoint-2", None) == str(tmp_path / "checkpoint-2")
+
+
+# What would fail or go wrong later
+
+
+@pytest.mark.parametrize("name", ["lomo", "adalomo", "galore_adamw_layerwise", "apollo_adamw_layerwise"])
+def test_an_optimizer_that_steps_within_the_backward_is_refused(name, tmp_path):
+    """One NaN would be in every weight before it could be seen."""
+    with pytest.raises(InputError, match=f"^optim: got '{name}', expected an optimizer that steps once all"):
+        trainer(tmp_path, optim=name)
+
+
+def test_a_generation_config_that_cannot_be_saved_is_named_before_training(tmp_path):
+    model = tiny_llama()
+    model.generation_config.temperature = 0.7
+    model.generation_config.do_sample = False
+    with pytest.raises(InputError, match="^generation_config: got .* one that can be saved, but"):
+        trainer(tmp_path, model=model)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_token_that_the_model_has_not_is_named_by_its_row(streamed, tmp_path):
+    ids = [{"prompt_ids": [5], "completion_ids": [6 + i, 7], "label": i % 2 == 0} for i in range(8)]
+    ids[5]["completion_ids"][1] = 264
+    data = Dataset.from_list(ids)
+    data = data.to_iterable_dataset() if streamed else data
+    with pytest.raises(InputError, match="^row 5, column 'completion_ids': got 264, expected ids below 264"):
+        trainer(tmp_path, train_dataset=data, train_sampling_strategy="sequential").train()
+
+
+def test_names_that_trl_has(tmp_path):
+    t = trainer(tmp_path, ref_model=tiny_llama(seed=1))
+    assert t.ref_model is t.reference.model
+    assert t.aux_loss_enabled is False
+    with pytest.raises(TypeError, match="^train_dataset: got 'DatasetDict'"):
+        trainer(tmp_path, train_dataset=DatasetDict(train=Dataset.from_list([])))

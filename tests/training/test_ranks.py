@@ -11,11 +11,23 @@ import pytest
 import torch
 from leaving import leave_group
 from tiny import tiny_llama
-from tiny_trainer import STILL, Gradients, by_hand, noisy, rows, rows_seen, steps, trainer
+from tiny_trainer import STILL, Gradients, by_hand, noisy, rows, rows_seen, steps, trainer, weighted
 from tolerance import assert_close
 
+from fastkto.errors import InputError
+
 ONE_CLASS_A_RANK = {"desirable": lambda i: i % 8 < 4}
+WEIGHTS = [0.1, 0.2, 0.0, 0.3, 4.0, 3.0, 2.0, 5.0] * 2 + [1.0, 0.0, 0.5, 2.0]
+KINDS = {"None": {}, "False": {"packing": False}, "weighted": {}}
 SETTINGS = {**STILL, "beta": 0.5, "desirable_weight": 1.5, "max_steps": -1, "num_train_epochs": 1}
+
+OTHERWISE = {
+    "beta": lambda rank: {"beta": 0.1 + rank},
+    "seed": lambda rank: {"seed": 3 + rank},
+    "max_steps": lambda rank: {"max_steps": 3 + rank},
+    "data": lambda rank: {"train_dataset": rows(20 + rank)},
+}
+"""What one rank was started with and the other not."""
 
 
 def reference():
@@ -23,32 +35,43 @@ def reference():
     return noisy(tiny_llama(), seed=4)
 
 
-def run(folder, **changes):
+def data_of(kind):
+    data = rows(20, **ONE_CLASS_A_RANK)
+    return weighted(data, WEIGHTS) if kind == "weighted" else data
+
+
+def run(folder, kind=None, **changes):
     gradients = Gradients()
     own = {"model": tiny_llama(), "ref_model": reference(), "callbacks": [gradients]}
-    data = rows(20, **ONE_CLASS_A_RANK)
-    t = trainer(folder, train_dataset=data, eval_dataset=rows(7), **own, **{**SETTINGS, **changes})
+    t = trainer(folder, train_dataset=data_of(kind), eval_dataset=rows(7), **own, **{**SETTINGS, **changes})
     t.train()
     return t, gradients
 
 
 def main(folder):
     """What every rank runs."""
-    for packing in (None, False):
-        t, gradients = run(folder / str(packing), packing=packing)
+    for kind, settings in KINDS.items():
+        t, gradients = run(folder / kind, kind, **settings)
         figures = t.evaluate()
         rank = t.args.process_index
         result = {
             "steps": steps(t),
             "eval": {k: v for k, v in figures.items() if "second" not in k and "time" not in k},
         }
-        (folder / f"{packing}-{rank}.json").write_text(json.dumps(result))
-        torch.save(gradients.steps, folder / f"{packing}-{rank}.pt")
+        (folder / f"{kind}-{rank}.json").write_text(json.dumps(result))
+        torch.save(gradients.steps, folder / f"{kind}-{rank}.pt")
     cached, _ = run(folder / "cached", precompute_ref_log_probs=True)
     (folder / f"cached-{rank}.json").write_text(json.dumps({"steps": steps(cached)}))
     assert cached.reference.cache.misses == 0
     shuffled = trainer(folder / "shuffled", train_dataset=rows(16), max_steps=-1, num_train_epochs=3)
     (folder / f"shuffled-{rank}.json").write_text(json.dumps(rows_seen(shuffled)))
+    refused = {}
+    for name, changes in OTHERWISE.items():
+        try:
+            trainer(folder / "otherwise", **changes(rank))
+        except InputError as error:
+            refused[name] = str(error)
+    (folder / f"refused-{rank}.json").write_text(json.dumps(refused))
     leave_group()
 
 
@@ -80,13 +103,16 @@ def two_ranks(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("packing", [None, False])
-def test_a_step_over_two_ranks_is_one_step_over_their_rows(two_ranks, packing):
-    """Bugs of peers: KL clamped or averaged per rank; gradients scaled by ranks; metrics of the main process only."""
-    lines = json.loads((two_ranks / f"{packing}-0.json").read_text())["steps"]
-    found = torch.load(two_ranks / f"{packing}-0.pt")
-    other = torch.load(two_ranks / f"{packing}-1.pt")
-    data = trainer(two_ranks / "parent", train_dataset=rows(20, **ONE_CLASS_A_RANK)).train_dataset
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_over_two_ranks_is_one_step_over_their_rows(two_ranks, kind):
+    """Bugs of peers: KL clamped or averaged per rank; gradients scaled by ranks; metrics of the main process only.
+
+    Weights: those of the ranks add up to 0.6 and 14, so that a mean of the ranks' means would be another.
+    """
+    lines = json.loads((two_ranks / f"{kind}-0.json").read_text())["steps"]
+    found = torch.load(two_ranks / f"{kind}-0.pt")
+    other = torch.load(two_ranks / f"{kind}-1.pt")
+    data = trainer(two_ranks / "parent", train_dataset=data_of(kind)).train_dataset
     narrow = tiny_llama(), reference()
     wide = tiny_llama().double(), reference().double()
     batches = [([0, 1, 2, 3], [4, 5, 6, 7]), ([8, 9, 10, 11], [12, 13, 14, 15]), ([16, 17, 18, 19], [0, 1, 2, 3])]
@@ -109,11 +135,20 @@ def test_a_step_over_two_ranks_is_one_step_over_their_rows(two_ranks, packing):
 
 
 def test_both_ranks_log_the_same_and_the_cache_changes_nothing(two_ranks):
-    for kind in ("None", "False", "cached"):
+    for kind in (*KINDS, "cached"):
         first, second = (json.loads((two_ranks / f"{kind}-{rank}.json").read_text()) for rank in range(2))
         assert first == second
     plain, cached = (json.loads((two_ranks / f"{kind}-0.json").read_text())["steps"] for kind in ("None", "cached"))
     assert [line["kl/raw"] for line in plain] == [line["kl/raw"] for line in cached]
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_ranks_that_were_started_otherwise_are_refused_by_name(two_ranks, name):
+    """They hung, or trained on a mixture."""
+    for rank in range(2):
+        message = json.loads((two_ranks / f"refused-{rank}.json").read_text())[name]
+        assert message.startswith(f"{name}: got ")
+        assert "on rank 0 and" in message
 
 
 def test_every_epoch_is_shuffled_anew_and_shared_out_whole(two_ranks):

@@ -67,7 +67,8 @@ def _mixture(data: DataArguments, options: RowOptions) -> Any:
         [
             _normalised(rows, options_for(replace(options, reader=reader), own), name)
             for rows, reader, own, name in zip(parts, readers, columns, names, strict=True)
-        ]
+        ],
+        weighted=options.weight_column is not None,
     )
 
 

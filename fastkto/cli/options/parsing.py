@@ -41,6 +41,10 @@ class DataclassParser(StrictParser, HfArgumentParser):
         values = {name: self._convert(name, setting) for name, setting in (settings or {}).items()}
         return vars(self.parse_all(argv, argparse.Namespace(**values)))
 
+    def given(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Of what `read` returned, the fields that are not defaults."""
+        return {name: value for name, value in values.items() if value != self.get_default(name)}
+
     def _convert(self, name: str, setting: Setting) -> Any:
         if name not in self.fields:
             near = elsewhere(name) or nearest(name, self.fields).lstrip("; ").capitalize()

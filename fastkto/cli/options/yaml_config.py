@@ -1,5 +1,8 @@
 """A YAML file as named settings that remember their line."""
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastkto.errors import InputError, require
@@ -32,3 +35,12 @@ def read_config(path: str) -> dict[str, Setting]:
         line, node = nodes.get(key, (root.start_mark.line + 1, yaml.ScalarNode("", str(value))))
         settings[str(key)] = Setting(value, node, f"{path} line {line}, {key}")
     return settings
+
+
+def write_config(folder: str, settings: Mapping[str, Any]) -> Path:
+    """Write settings as `run.yaml`, which `read_config` reads back; paths that exist become absolute."""
+    yaml, path = require("yaml", "train"), Path(folder) / "run.yaml"
+    plain = json.loads(json.dumps(settings, default=str))
+    found = {k: str(Path(v).absolute()) if isinstance(v, str) and Path(v).exists() else v for k, v in plain.items()}
+    path.write_text(yaml.safe_dump(found, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    return path

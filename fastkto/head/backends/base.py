@@ -102,8 +102,9 @@ class Backend(Protocol):
         kl_sum_and_count: torch.Tensor | None,
         loss: LossSettings,
         num_rows: float | torch.Tensor,
+        weights_B: torch.Tensor | None = None,
     ) -> Terms:
-        """The loss, its coefficients and the logged sums, once z0 is; `num_rows` of the whole optimizer step."""
+        """The loss, its coefficients and the logged sums, once z0 is; `num_rows` is what eq. (6) divides by."""
         ...
 
     def forward_backward(

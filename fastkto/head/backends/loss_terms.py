@@ -60,12 +60,14 @@ class TorchTerms:
         kl_sum_and_count: torch.Tensor | None,
         loss: LossSettings,
         num_rows: float | torch.Tensor,
+        weights_B: torch.Tensor | None = None,
     ) -> Terms:
-        """Eqs. (4) to (7); z0 is 0 without `kl_sum_and_count`."""
+        """Eqs. (4) to (7); z0 is 0 without `kl_sum_and_count`, and w is 1 without weights."""
         logps_B, log_ratios_B, _ = rows
         z0 = log_ratios_B.new_zeros(()) if kl_sum_and_count is None else clamped_mean(kl_sum_and_count)
         weights_B = row_weights(
             labels_B,
+            weights_B,
             desirable_weight=loss.desirable_weight,
             undesirable_weight=loss.undesirable_weight,
             dtype=logps_B.dtype,

@@ -110,13 +110,22 @@ class TritonBackend:
         kl_sum_and_count: torch.Tensor | None,
         loss: LossSettings,
         num_rows: float | torch.Tensor,
+        weights_B: torch.Tensor | None = None,
     ) -> Terms:
         """One launch."""
         if not isinstance(num_rows, torch.Tensor):
             num_rows = rows.logps_B.new_full((1,), num_rows)
-        weights = {"desirable_weight": loss.desirable_weight, "undesirable_weight": loss.undesirable_weight}
-        sums = kernels().RowSums(*rows)
-        return Terms(*kernels().kto_terms(sums, labels_B, kl_sum_and_count, num_rows, beta=loss.beta, **weights))
+        found = kernels().kto_terms(
+            kernels().RowSums(*rows),
+            labels_B,
+            kl_sum_and_count,
+            num_rows,
+            None if weights_B is None else weights_B.contiguous(),
+            beta=loss.beta,
+            desirable_weight=loss.desirable_weight,
+            undesirable_weight=loss.undesirable_weight,
+        )
+        return Terms(*found)
 
     def _frozen(
         self, head: HeadInputs, cu_seqlens: list[int], coefficients: Coefficients, *, stats: bool

@@ -29,6 +29,7 @@ class TRLCollator:
                 fix = "Convert on purpose, e.g. label == 1; -1/1 would all read as true."
                 raise InputError("label", row["label"], "True or False", fix)
         batch: dict[str, Any] = {**self.collator(rows)}
+        batch.pop("weights", None)  # a column that TRL's loss does not know
         for name in ("ref_logps", "ref_KL_logps"):
             if name in rows[0]:
                 batch[name] = torch.tensor([row[name] for row in rows])

@@ -131,9 +131,7 @@ class KTOTrainer(_TRL):
                 num_rows=None,
                 reduce=self._sum_over_ranks if self.accelerator.num_processes > 1 else None,
             )
-        self._steps["train" if self.model.training else "eval"].append(
-            step_sums(out, inputs["label"], inputs["cu_seqlens"], num_tokens=inputs["num_tokens"], aux_loss=aux_loss)
-        )
+        self._steps["train" if self.model.training else "eval"].append(step_sums(out, inputs, aux_loss))
         loss = out.loss if aux_loss is None else out.loss + self.router_aux_loss_coef * aux_loss
         if not return_outputs:
             return loss

@@ -52,8 +52,9 @@ def read_records(records: Iterable[Record], options: "RowOptions", *, dataset_na
     """`options.reader` on records as they stand in the file; None where `auto` knows no product by their keys.
 
     Rows are {prompt, completion, label}, {messages, label} or {prompt, chosen, rejected}, each as text or messages,
-    and nothing else of the record but `source`. Errors: `InputError` for a reader that is not known, a mapping file
-    that cannot be used, a rating that is not named, and records of which no row is left.
+    and nothing else of the record but `source` and, where `options` name its path, `weight`. Errors: `InputError` for a
+    reader that is not known, a mapping file that cannot be used, a rating that is not named, a weight that no record
+    has, and records of which no row is left.
     """
     assert options.reader is not None
     records = list(records)
@@ -71,6 +72,14 @@ def read_records(records: Iterable[Record], options: "RowOptions", *, dataset_na
     numbered = list(rows_of(records, tally))
     rows = [row for _, row in numbered]
     own: dict[str, Any] = dict.fromkeys(("reader", *COLUMNS))
+    if (path := options.weight_column) is not None:
+        weights = [find(records[number], path) for number, _ in numbered]
+        if numbered and all(weight is MISSING for weight in weights):
+            raise InputError("weight_column", path, f"a path into the records of {name}", "Correct --weight_column.")
+        rows = [
+            row | {"weight": None if weight is MISSING else weight} for row, weight in zip(rows, weights, strict=True)
+        ]
+        own["weight_column"] = "weight"
     reading = Reading(name, len(records), rows, [number for number, _ in numbered], tally, replace(options, **own))
     if not rows:
         fix = f"Left out: {'; '.join(tally.lines()) or 'nothing, it has no records'}."

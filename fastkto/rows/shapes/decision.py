@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fastkto.errors import InputError
@@ -26,8 +26,14 @@ class Columns:
     completion: str | None = None
     label: str | None = None
     messages: str | None = None
+    weight: str | None = None
     carried: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """What rows have beside prompt, completion, label and their numbers."""
+        return self.carried if self.weight is None else (*self.carried, "weight")
 
     def sentence(self, options: "RowOptions") -> str:
         """The decision in words: "prompt <- question, label <- stars >= 4; not used: user"."""
@@ -38,6 +44,7 @@ class Columns:
             lines += ["prompt <- what both begin with"] * (self.prompt is None)
         if self.label:
             lines.append(f"label <- {self.label}{_condition(options)}")
+        lines += [f"weight <- {self.weight}"] * (self.weight is not None)
         lines += [f"{column} <- {column}" for column in self.carried]
         unused = f"; not used: {', '.join(self.unused)}" if self.unused else ""
         return ", ".join(lines) + unused
@@ -54,15 +61,16 @@ def decide(columns: Sequence[str], filled: Callable[[str], bool], options: "RowO
     if pictures := [column for column in PICTURES if column in present]:
         fix = "Remove the column to train on the text alone, or use trl.KTOTrainer."
         raise InputError(where, list(columns), f"rows of text, without {pictures[0]!r}", fix)
-    for option in ("prompt_column", "completion_column", "label_column"):
+    for option in ("prompt_column", "completion_column", "label_column", "weight_column"):
         if (named := getattr(options, option)) is not None and head(named, columns) is None:
             raise InputError(where, list(columns), f"a column {named!r}", f"Correct --{option}.")
-    chosen = _shape(columns, present, options, where)
-    used = {head(path, columns) for path in (chosen.prompt, chosen.completion, chosen.label, chosen.messages) if path}
+    chosen = replace(_shape(columns, present, options, where), weight=options.weight_column)
+    paths = chosen.prompt, chosen.completion, chosen.label, chosen.messages, chosen.weight
+    used = {head(path, columns) for path in paths if path}
     used |= {"chosen", "rejected"} if chosen.shape == "paired" else set()
     carried = tuple(column for column in CARRIED if column in columns and column not in used)
     unused = tuple(column for column in present if column not in (*used, *carried, COUNTED))
-    return Columns(chosen.shape, chosen.prompt, chosen.completion, chosen.label, chosen.messages, carried, unused)
+    return replace(chosen, carried=carried, unused=unused)
 
 
 def _shape(columns: Sequence[str], present: list[str], options: "RowOptions", where: str) -> Columns:

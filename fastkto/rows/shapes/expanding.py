@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from fastkto.errors import InputError, require
 from fastkto.rows.files.cells import json_type, table_rows
 from fastkto.rows.files.fingerprint import code_digest
-from fastkto.rows.labels import LabelReader, warn_once
-from fastkto.rows.shapes.decision import Columns
+from fastkto.rows.labels import LabelReader, read_weight, warn_once
+from fastkto.rows.shapes.decision import Columns, value_at
 from fastkto.rows.shapes.faults import Fault, Unusable, with_all
 from fastkto.rows.shapes.formats import Record, carried_cells, completion_record, message_records, paired_records
 from fastkto.rows.shapes.looking import MARK, is_transformed
@@ -54,9 +54,12 @@ class Expand:
             records = message_records(row, columns, self.read, where, options.every_assistant_turn)
         else:
             records = completion_record(row, columns, self.read, where, options.chat)
-        carried = carried_cells(row, columns, where)
-        for record in records:
-            record |= {"row_id": self.number(index), "conversation": index, **carried}
+        beside = carried_cells(row, columns, where)
+        complete = list(records)  # first: a row that is left out needs no weight
+        if columns.weight is not None:
+            beside["weight"] = read_weight(value_at(row, columns.weight), f"{where}, column {columns.weight!r}")
+        for record in complete:
+            record |= {"row_id": self.number(index), "conversation": index, **beside}
             if "truncated" in record:
                 record["truncated"] = record["truncated"] and record.get("last", True)
             yield record
@@ -84,7 +87,7 @@ class Lazily:
                 raise
             text = f"{self.expand.dataset_name}: rows are left out, {error.kind} (the first is row {indices[0]})"
             warn_once(logger, text)
-        return {column: [record[column] for record in records] for column in (*OUTPUT, *self.expand.columns.carried)}
+        return {column: [record[column] for record in records] for column in (*OUTPUT, *self.expand.columns.beside)}
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,7 @@ def _features(columns: Columns) -> Any:
     datasets = require("datasets", "train")
     types = {"prompt": json_type(), "completion": json_type(), "label": datasets.Value("bool")}
     types |= {"row_id": datasets.Value("int64", id=MARK), "conversation": datasets.Value("int64")}
-    for name in columns.carried:
-        types[name] = datasets.Value("bool") if name == "truncated" else json_type()
+    plain = {"truncated": "bool", "weight": "float64"}
+    for name in columns.beside:
+        types[name] = datasets.Value(plain[name]) if name in plain else json_type()
     return datasets.Features(types | {"fault": datasets.Value("string")})

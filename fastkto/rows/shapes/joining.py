@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 STREAM_ROWS = 1 << 40
 _NESTED = ("prompt", "completion", "tools", "chat_template_kwargs")
-NAMES = ("prompt_column", "completion_column", "label_column")
+NAMES = ("prompt_column", "completion_column", "label_column", "weight_column")
 
 
-def join(parts: Sequence[Any]) -> Any:
+def join(parts: Sequence[Any], *, weighted: bool = False) -> Any:
     """The rows of all parts, as `normalise` gives them, in their order.
 
     `row_id` and `conversation` count through the sources: rows of two of them never share one. Of streams, whose length
-    is not known, each begins at a multiple of `STREAM_ROWS`.
+    is not known, each begins at a multiple of `STREAM_ROWS`. `weighted`: rows of parts without weights get 1.
     """
     datasets = require("datasets", "train")
     if len(parts) == 1 or any("prompt_ids" in (part.column_names or ()) for part in parts):
         return datasets.concatenate_datasets(list(parts))
     if not all(map(is_map_style, parts)):
-        shifted = [_shift_stream(part, i * STREAM_ROWS) for i, part in enumerate(parts)]
+        shifted = [_shift_stream(part, i * STREAM_ROWS, weighted) for i, part in enumerate(parts)]
         return datasets.concatenate_datasets(shifted)
     features = datasets.Features({name: kind for part in parts for name, kind in part.features.items()})
     starts = [0]
@@ -61,7 +61,7 @@ def check_names(options: "RowOptions", parts: Sequence[Sequence[str]]) -> None:
 
 @dataclass(frozen=True)
 class _Shift:
-    """Rows whose numbers are `start` higher; a column that they lack is null."""
+    """Rows whose numbers are `start` higher; a column that they lack is null, but their weight is 1."""
 
     start: int
     features: Any
@@ -73,7 +73,9 @@ class _Shift:
         schema = self.features.arrow_schema
         columns = []
         for field in schema:
-            if field.name not in table.column_names:
+            if field.name == "weight" and field.name not in table.column_names:
+                columns.append(pa.repeat(1.0, len(table)))
+            elif field.name not in table.column_names:
                 columns.append(pa.nulls(len(table), field.type))
             elif field.name in ("row_id", "conversation"):
                 columns.append(pc.add(table[field.name], self.start))
@@ -92,17 +94,20 @@ class _ShiftRow:
     """A row of a stream whose numbers are `start` higher, with what is nested as JSON."""
 
     start: int
+    weighted: bool
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         texts = {name: None if row.get(name) is None else json.dumps(row[name]) for name in _NESTED}
+        texts |= {"weight": row.get("weight", 1.0)} if self.weighted else {}
         numbers = {name: row[name] + self.start for name in ("row_id", "conversation")}
         return texts | numbers | {"truncated": bool(row.get("truncated"))}
 
 
-def _shift_stream(rows: Any, start: int) -> Any:
+def _shift_stream(rows: Any, start: int, weighted: bool) -> Any:
     """Rows under features that all streams share: `datasets` would else guess them from the first rows of each."""
     datasets = require("datasets", "train")
     number, flag = datasets.Value("int64"), datasets.Value("bool")
     types = dict.fromkeys(_NESTED, datasets.Value("string", id=JSON_TEXT))
     types |= {"label": flag, "row_id": number, "conversation": number, "truncated": flag}
-    return rows.map(_ShiftRow(start), features=datasets.Features(types))
+    types |= {"weight": datasets.Value("float64")} if weighted else {}
+    return rows.map(_ShiftRow(start, weighted), features=datasets.Features(types))

@@ -29,7 +29,8 @@ WEIGHTS = ("*model*.safetensors", "pytorch_model*.bin", "pytorch_model_fsdp*", "
 def checkpoint_folder(asked: "str | os.PathLike[str] | bool | None", output_dir: str | None) -> str | None:
     """The checkpoint to resume from: the folder named, the newest whole one of the output directory for True, or None.
 
-    A torn one, of a run that was killed while it wrote, is passed over for True and refused by name otherwise.
+    A torn one, of a run that was killed while it wrote, is passed over for True and refused by name otherwise. Where
+    there is none, True starts from the beginning, so that a requeued job needs no hand.
     """
     if asked is None or asked is False:
         return None
@@ -98,6 +99,13 @@ def check_fits(checkpoint: str, model: Any) -> None:
     check_shapes(checkpoint, once, stored)
 
 
+def check_scaler(checkpoint: str, accelerator: Any) -> None:
+    """Raise `InputError` for the checkpoint of a run in fp16 where this one is not: its Trainer has no place for it."""
+    if accelerator.scaler is None and (Path(checkpoint) / "scaler.pt").exists():
+        fix = "Set fp16 as in the run that wrote it, or start over."
+        raise InputError("resume_from_checkpoint", checkpoint, "no scaler.pt, which belongs to fp16", fix)
+
+
 @contextlib.contextmanager
 def written_to_its_end(folder: Path, *, main_process: bool) -> Iterator[None]:
     """A checkpoint counts as torn until the block has written its last file; a block that fails leaves no folder.
@@ -115,15 +123,13 @@ def written_to_its_end(folder: Path, *, main_process: bool) -> Iterator[None]:
         raise
 
 
-def _newest_whole(output_dir: Path) -> str:
-    found = ""
+def _newest_whole(output_dir: Path) -> str | None:
     for folder in _newest_first(output_dir):
         if (reason := why_torn(folder)) is None:
             return str(folder)
         logger.warning(f"{folder} is torn ({reason}): the checkpoint before it is used.")
-        found = f", but in {folder.name} {reason}"
-    fix = "Leave resume_from_checkpoint out to start over."
-    raise InputError("resume_from_checkpoint", True, f"a whole checkpoint-* folder in {output_dir}{found}", fix)
+    logger.warning(f"There is no checkpoint in {output_dir} to resume from: the run starts from its beginning.")
+    return None
 
 
 def _newest_first(output_dir: Path) -> list[Path]:

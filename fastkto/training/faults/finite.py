@@ -19,6 +19,14 @@ KINDS = ("the reference's log-prob", "the policy's log-prob", "the log-ratio of 
 IN_A_ROW = 10  # skipped steps after which no further one can be expected to help
 
 
+def check_optimizer(name: str) -> None:
+    """Raise `InputError` for an optimizer that has changed weights before the gradients can be looked at."""
+    if name.endswith("_layerwise") or name in ("lomo", "adalomo"):
+        expected = "an optimizer that steps once all gradients are there: this one would put a NaN into the weights"
+        plain = name.removesuffix("_layerwise")
+        raise InputError("optim", name, expected, f"Use {'adafactor' if plain == name else plain}.")
+
+
 class FiniteWatch(TrainerCallback):
     """Drops an optimizer step whose log-probs, loss or gradients are not finite; then goes on, or stops the run.
 

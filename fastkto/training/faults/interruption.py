@@ -1,7 +1,9 @@
-"""SIGTERM, as schedulers send it before they take a machine away: a checkpoint, then the end."""
+"""SIGTERM of a scheduler, Ctrl-C, a terminal that closes: a checkpoint, then the end. A second Ctrl-C ends at once."""
 
+import os
 import signal
 import threading
+import time
 from typing import Any
 
 import torch
@@ -10,7 +12,10 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-EXIT_CODE = 128 + signal.SIGTERM
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+PASSED_ON = 1.0
+"""Seconds in which a second Ctrl-C is the first one, passed on by a launcher."""
+NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C", signal.SIGHUP: "SIGHUP"}
 
 
 class Interruption(TrainerCallback):
@@ -20,46 +25,62 @@ class Interruption(TrainerCallback):
     """
 
     def __init__(self) -> None:
-        self.asked = self.stopped = False
+        self.asked: signal.Signals | None = None
+        self.stopped: signal.Signals | None = None
         self._votes: torch.Tensor | None = None
-        self._before: Any = None
+        self._before: dict[signal.Signals, Any] = {}
+        self._pressed: float | None = None
 
     def __enter__(self) -> "Interruption":
-        self.asked = self.stopped = False
-        self._votes = None
+        self.asked = self.stopped = self._votes = self._pressed = None
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._on_signal)
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+                    self._before[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-            self._before = None
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
 
     def _on_signal(self, number: int, frame: object) -> None:
-        self.asked = True  # a launcher and a scheduler may both send it: the second is no reason to leave faster
+        told = signal.Signals(number)
+        if told is signal.SIGINT:
+            first, self._pressed = self._pressed, time.monotonic()
+            if first is None:  # not by the log, which may be what was interrupted
+                os.write(2, b"\nCtrl-C: this step is finished, then saved. Once more stops at once.\n")
+            elif self._pressed - first > PASSED_ON:
+                raise KeyboardInterrupt
+        self.asked = self.asked or told  # a launcher and a scheduler may both send SIGTERM: no reason to leave faster
 
     def vote(self, rows: float, device: torch.device) -> torch.Tensor:
         """What a process brings to the sum over ranks at the beginning of a step."""
-        return torch.tensor([rows, float(self.asked)], device=device, dtype=torch.float32)
+        return torch.tensor([rows, *(float(self.asked is x) for x in SIGNALS)], device=device, dtype=torch.float32)
 
     def count(self, sums: torch.Tensor) -> torch.Tensor:
         """Take the votes out of that sum; the rows of all ranks."""
-        rows, self._votes = sums.unbind()
+        rows, self._votes = sums[0], sums[1:]
         return rows
 
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Finish this step, save, and stop."""
-        if self.asked if self._votes is None else self._votes.item() > 0:
-            self.stopped = control.should_save = control.should_training_stop = True
+        self.stopped = self.asked
+        if self._votes is not None:
+            votes = self._votes.tolist()
+            self.stopped = SIGNALS[votes.index(max(votes))] if any(votes) else None
+        if self.stopped is not None:
+            control.should_save = control.should_training_stop = True
 
     def leave(self, args: Any, state: TrainerState) -> None:
-        """End the process as SIGTERM would have, if that is why training ended."""
-        if not self.stopped:
+        """End the process as the signal would have, if that is why training ended."""
+        if self.stopped is None:
             return
         if state.is_world_process_zero:
             logger.warning(
-                f"SIGTERM: stopped after step {state.global_step}, saved in "
+                f"{NAMES[self.stopped]}: stopped after step {state.global_step}, saved in "
                 f"{args.output_dir}/checkpoint-{state.global_step}. Resume with resume_from_checkpoint=true."
             )
-        raise SystemExit(EXIT_CODE)
+        if self.stopped is signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + self.stopped)

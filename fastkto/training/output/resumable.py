@@ -1,14 +1,33 @@
 """Hugging Face's `Trainer` with checkpoints from which a run goes on as if it had not been stopped."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
 
-from fastkto.training.faults.checkpoints import check_fits, checkpoint_folder, written_to_its_end
+from fastkto.disk import writing
+from fastkto.training.faults.checkpoints import check_fits, check_scaler, checkpoint_folder, written_to_its_end
 from fastkto.training.output.adapters import load_adapter, save_adapter
-from fastkto.trunk.modules import is_peft_model
+from fastkto.training.output.card import card, write_card
+from fastkto.training.output.folder import owned
+from fastkto.training.output.record import RunRecord
+from fastkto.trunk.modules import is_peft_model, unwrap_peft
+
+logger = logging.get_logger(__name__)
+
+TAGS = ("fastkto", "kto")
+GROUPS = {
+    "learning_rate": ("lr", "initial_lr"),
+    "weight_decay": ("weight_decay",),
+    "adam_beta1": ("betas",),
+    "adam_beta2": ("betas",),
+    "adam_epsilon": ("eps",),
+}
+"""Settings that an optimizer holds for each group of its weights, under these names."""
 
 
 class Kept(Protocol):
@@ -25,6 +44,11 @@ class ResumableTrainer(Trainer):
     """A checkpoint is whole or none, holds an adapter as it is, and what else is `kept`."""
 
     kept: list[Kept]
+    record: RunRecord
+    data_lines: list[str]
+    """What the data held, in words; empty for a stream."""
+    rerun: str | None = None
+    """The command that does this run again, where one does."""
 
     def found(self, resume_from_checkpoint: "str | bool | None") -> str | None:
         """The checkpoint to resume from, which fits this model; the Trainer loads the rest of it."""
@@ -32,18 +56,46 @@ class ResumableTrainer(Trainer):
         if checkpoint is not None:
             if not self._has_own_format:
                 check_fits(checkpoint, self.model)
-            for kept in self.kept:
+            check_scaler(checkpoint, self.accelerator)
+            for kept in (self.record, *self.kept):
                 kept.load(checkpoint)
         return checkpoint
 
+    @contextmanager
+    def owning_output(self, checkpoint: str | None) -> Iterator[None]:
+        """The output directory, this run's alone inside the block."""
+        folder, main_process = self.args.output_dir or ".", bool(self.args.should_save)
+        with owned(folder, self.accelerator, main_process=main_process, fresh=checkpoint is None):
+            if main_process:
+                with writing("output_dir", folder, "what the run is made of"):
+                    self.record.save(folder)
+            yield
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The Trainer's; a checkpoint gets its other files too, before the one that makes it whole."""
+        """The Trainer's; with a card. A checkpoint gets its other files, before the one that makes it whole."""
         super().save_model(output_dir, _internal_call)
+        if not _internal_call:
+            self.create_model_card()
         if _internal_call and output_dir is not None and self.args.should_save:
-            for kept in self.kept:
+            for kept in (self.record, *self.kept):
                 kept.save(output_dir)
             if self._keeps_adapter:
                 save_adapter(self.model, output_dir)
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """`README.md` in the output directory, in the place of the Trainer's."""
+        if not self.args.should_save:
+            return
+        folder, model = Path(self.args.output_dir or "."), unwrap_peft(self.model)
+        base = model.config._name_or_path or None
+        tags = dict.fromkeys([*TAGS, *(getattr(model, "model_tags", None) or ())])
+        about = self.record.about
+        text = card(
+            *(folder.resolve().name, base, about, self.record.not_defaults(), self.data_lines),
+            *(self.state.log_history, [*tags], self.rerun),
+        )
+        with writing("output_dir", folder, "the model card"):
+            write_card(folder, text)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         folder = Path(self.args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
@@ -66,6 +118,26 @@ class ResumableTrainer(Trainer):
             load_adapter(self.model, str(self.state.best_model_checkpoint))
         else:
             super()._load_best_model()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The Trainer's; settings of the optimizer that were changed hold from here on."""
+        changed = self.record.changed if checkpoint is not None else set()
+        if any(name.startswith("optim") for name in changed):
+            logger.warning("The optimizer is another one than in the checkpoint: it starts anew.")
+            return
+        kept = {name for setting in changed & GROUPS.keys() for name in GROUPS[setting]}
+        optimizer: Any = self.optimizer
+        given = [{name: group[name] for name in kept & group.keys()} for group in optimizer.param_groups if kept]
+        base_lrs = list(getattr(self.lr_scheduler, "base_lrs", []))
+        super()._load_optimizer_and_scheduler(checkpoint)
+        for group, values in zip(optimizer.param_groups, given, strict=False):
+            group.update(values)
+        if "learning_rate" in changed and base_lrs:
+            scheduler: Any = self.lr_scheduler
+            scheduler.base_lrs = base_lrs
+            for group, base, factor in zip(optimizer.param_groups, base_lrs, scheduler.lr_lambdas, strict=True):
+                group["lr"] = base * factor(scheduler.last_epoch)
+            scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]  # which the next log line reads
 
     @property
     def _has_own_format(self) -> bool:

@@ -95,7 +95,7 @@ def test_a_finished_run_can_be_taken_further(tmp_path):
     assert [line["step"] for line in steps(further)] == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("what", ["missing", "empty", "a model", True])
+@pytest.mark.parametrize("what", ["missing", "empty", "a model"])
 def test_what_is_no_checkpoint_is_named_before_anything_is_written(what, tmp_path):
     t = trainer(tmp_path)
     folder = tmp_path / "somewhere"
@@ -105,15 +105,17 @@ def test_what_is_no_checkpoint_is_named_before_anything_is_written(what, tmp_pat
         tiny_llama().save_pretrained(folder)
     before = copy.deepcopy(t.model.state_dict())
     with pytest.raises(InputError, match="^resume_from_checkpoint: got"):
-        t.train(resume_from_checkpoint=True if what is True else str(folder))
+        t.train(resume_from_checkpoint=str(folder))
     assert not list((tmp_path / "out").iterdir())
     assert all(torch.equal(value, before[key]) for key, value in t.model.state_dict().items())
     assert t.train(resume_from_checkpoint=False).global_step == 3
 
 
 def test_a_moving_reference_is_not_invented(tmp_path):
-    trainer(tmp_path, save_strategy="steps", save_steps=1, max_steps=1).train()
-    t = trainer(tmp_path, sync_ref_model=True, ref_model_sync_steps=1)
+    moving = {"sync_ref_model": True, "ref_model_sync_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    trainer(tmp_path, **moving).train()
+    (tmp_path / "out" / "checkpoint-3" / "reference.pt").unlink()
+    t = trainer(tmp_path, **moving)
     with pytest.raises(InputError, match=r"^resume_from_checkpoint: .*holds reference\.pt"):
         t.train(resume_from_checkpoint=True)
 
