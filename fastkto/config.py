@@ -1,5 +1,6 @@
 """`KTOConfig`: TRL's fields, names and defaults on Hugging Face's `TrainingArguments`, and what fastkto adds."""
 
+import json
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,13 +9,15 @@ import torch
 from transformers import TrainingArguments
 from transformers.utils import logging
 
-from fastkto.errors import InputError
+from fastkto.errors import InputError, keywords_of
 from fastkto.losses.kto import LOSS_TYPES, check_rows_to_pair, uses_kl
+from fastkto.ranges import check_ranges
 
 logger = logging.get_logger(__name__)
 
 WEIGHT_DTYPES = ("bfloat16", "float16", "float32")
 ON_NONFINITE = ("stop", "skip")
+PATHS = ("output_dir", "ref_cache_dir", "resume_from_checkpoint", "deepspeed", "fsdp_config", "accelerator_config")
 RESUME_CHANGED = ("refuse", "ok")
 SAMPLING_STRATEGIES = ("random", "sequential", "group_by_length", "stratified")
 
@@ -123,12 +126,15 @@ class KTOConfig(TrainingArguments):
             self.bf16 = not self.fp16 and not self.use_cpu and _has_bf16()
             if not self.bf16 and not self.fp16:
                 logger.warning_once("bf16 is off (no bf16 accelerator in use): computing in the weights' dtype.")
+        for name in PATHS:
+            if isinstance(path := getattr(self, name, None), str):
+                setattr(self, name, os.path.expanduser(path))
         if isinstance(self.desirable_weight, str) and self.desirable_weight != "auto":
             self.desirable_weight = _number("desirable_weight", self.desirable_weight)
         if isinstance(self.pad_to_multiple_of, str):
             text = self.pad_to_multiple_of.lower()
             unset = text in ("auto", "none", "null")
-            self.pad_to_multiple_of = None if unset else int(_number("pad_to_multiple_of", text))
+            self.pad_to_multiple_of = None if unset else _number("pad_to_multiple_of", text)  # type: ignore[assignment]
         if self.output_dir and os.path.exists(self.output_dir) and not os.path.isdir(self.output_dir):
             raise InputError(
                 "output_dir", self.output_dir, "a directory, or a path that is free", "Choose another path."
@@ -138,7 +144,8 @@ class KTOConfig(TrainingArguments):
             new = old.replace("gradient", "activation")  # its name since transformers 5.2x
             if hasattr(self, new) and getattr(self, new) is None:
                 setattr(self, new, getattr(self, old))
-        super().__post_init__()
+        with keywords_of("accelerator_config", self.accelerator_config):
+            super().__post_init__()
         if self.use_liger_kernel:
             kernels: dict[str, Any] = dict(self.liger_kernel_config or {})  # type: ignore[arg-type]
             if kernels.get("fused_linear_cross_entropy"):
@@ -155,11 +162,11 @@ class KTOConfig(TrainingArguments):
         ):
             if getattr(self, name) not in allowed:
                 raise InputError(name, getattr(self, name), f"one of {allowed}", "Correct the name.")
-        positive = ("beta", "undesirable_weight", "max_length", "max_tokens_per_forward", "desirable_weight")
-        for name in (*positive, "pad_to_multiple_of"):
-            value = getattr(self, name)
-            if isinstance(value, int | float) and not value > 0:
-                raise InputError(name, value, "a number above 0", "Leave it out for its default.")
+        check_ranges(self)
+        for name in self._VALID_DICT_FIELDS:
+            if isinstance(text := getattr(self, name, None), str) and text.startswith("{"):
+                _check_json(name, text)
+        self._check_report_to()
         if uses_kl(self.loss_type):
             check_rows_to_pair("per_device_train_batch_size", self.per_device_train_batch_size)
         if self.ddp_broadcast_buffers and self.max_tokens_per_forward is not None:
@@ -172,6 +179,19 @@ class KTOConfig(TrainingArguments):
                 "False with precompute_ref_log_probs=True: a reference that moves makes cached log-probs stale",
                 "Set one of the two to False.",
             )
+
+    def _check_report_to(self) -> None:
+        from transformers.integrations import integration_utils as hosts
+
+        for name in [self.report_to] if isinstance(self.report_to, str) else self.report_to or []:
+            if name in ("all", "none", "azure_ml", "flyte", "kubeflow"):  # not in the list of what is installed
+                continue
+            if name not in hosts.INTEGRATION_TO_CALLBACK:
+                expected = f"all, none, or some of {', '.join(hosts.INTEGRATION_TO_CALLBACK)}"
+                raise InputError("report_to", name, expected, "Correct the name.")
+            if name not in hosts.get_available_reporting_integrations():
+                fix = f"Run `pip install {name.replace('_', '-')}`, or set report_to to none."
+                raise InputError("report_to", name, "a package that is installed", fix)
 
 
 def mixed_precision(args: TrainingArguments, device: torch.device) -> torch.autocast:
@@ -186,8 +206,16 @@ def _has_bf16() -> bool:
     return hasattr(torch, "xpu") and torch.xpu.is_available()
 
 
+def _check_json(name: str, text: str) -> None:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(name, text, "a mapping as JSON", f"The parser says: {error}.") from error
+
+
 def _number(name: str, text: str) -> float:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         raise InputError(name, text, "a number", "Correct the value.") from None
+    return int(number) if number.is_integer() else number

@@ -1,7 +1,12 @@
 """Errors a user can act on: what was given, what was expected, what to do."""
 
+import contextlib
 import importlib
+import re
+from collections.abc import Iterator, Mapping
 from types import ModuleType
+
+_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class InputError(ValueError):
@@ -9,7 +14,7 @@ class InputError(ValueError):
 
     def __init__(self, argument: str, value: object, expected: str, fix: str) -> None:
         self.argument, self.value, self.expected, self.fix = argument, value, expected, fix
-        super().__init__(f"{argument}: got {_short(value)}, expected {expected}. {fix}")
+        super().__init__(escaped(f"{argument}: got {_short(value)}, expected {expected}. {fix}"))
 
     def __reduce__(self) -> tuple[type, tuple[str, object, str, str]]:
         """Survive the trip from a worker process."""
@@ -43,6 +48,26 @@ def require(package: str, extra: str) -> ModuleType:
         raise MissingExtra(package, extra) from error
 
 
+@contextlib.contextmanager
+def keywords_of(argument: str, given: object) -> Iterator[None]:
+    """Turn what Python raises for one of a user's keywords that nobody takes into an `InputError`."""
+    try:
+        yield
+    except TypeError as error:
+        found = re.search(r"keyword argument '(\w+)'", str(error))
+        if found is None or not isinstance(given, Mapping | str) or found[1] not in given:
+            raise
+        raise InputError(argument, found[1], "a keyword that is known", f"Python says: {error}. Remove it.") from error
+
+
+def escaped(text: str) -> str:
+    r"""A user's text as one line that a terminal only shows: a control character is written as in Python, `\x1b`."""
+    return _UNSEEN.sub(lambda found: repr(found[0])[1:-1], text)
+
+
 def _short(value: object, limit: int = 200) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} that is nested too deeply to show"
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"

@@ -89,7 +89,11 @@ def _answer(worker: Worker, before: str) -> Step:
     line = worker.process.stdout.readline()
     if not line:
         said = worker.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-LINES:]
-        raise ProcessFailed("\n".join([f"{worker.name} ended before {before}, {_end(worker.process)}:", *said]))
+        ended = f"{worker.name} ended before {before}, {_end(worker.process)}:"
+        kind, _, message = (said or [""])[-1].partition(": ")
+        if kind in ("fastkto.errors.InputError", "fastkto.errors.MissingExtra"):
+            raise ProcessFailed(f"{ended} {message}")
+        raise ProcessFailed("\n".join([ended, *said]))
     found: Step = loads(line)
     return found
 

@@ -17,6 +17,7 @@ A command is a module here with `run(argv)`, and an entry in `COMMANDS`. A setti
 """
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from collections.abc import Sequence
 from fastkto import __version__
 from fastkto.cli.failures import explain
 from fastkto.cli.options.strict import UsageError, nearest
+from fastkto.errors import escaped
 
 COMMANDS = {
     "train": "train a model from a YAML file, flags, or both",
@@ -49,6 +51,14 @@ example:
   fastkto train config.yaml --learning_rate 5e-7"""
 
 
+class OneLine(logging.Formatter):
+    """A warning as one line, in which a file's text cannot speak to the terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The message without what a terminal would obey."""
+        return escaped(super().formatMessage(record))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0, 1 for input that cannot be used, 2 for a wrong command line.
 
@@ -61,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"fastkto: unknown command {command!r}{nearest(command, COMMANDS)}. See: fastkto --help", file=sys.stderr)
         return 2
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(OneLine())
     try:
         return importlib.import_module(f"fastkto.cli.{command}").run(rest)
     except SystemExit as stop:  # argparse, after it has printed --help

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastkto.cli.options.strict import StrictParser
+from fastkto.errors import MissingExtra
+from fastkto.ranges import COUNT
 
 if TYPE_CHECKING:
     from fastkto.bench.case import Case
@@ -39,6 +41,8 @@ def run(argv: Sequence[str]) -> int:
         settings={} if (most := options.max_tokens_per_forward) is None else {"max_tokens_per_forward": most},
     )
     systems = options.systems or ["fastkto", "sft", *(["trl"] if importlib.util.find_spec("trl") else [])]
+    if any(system.startswith("trl") for system in systems) and importlib.util.find_spec("trl") is None:
+        raise MissingExtra("trl", "bench")
     if "trl" not in systems and not options.systems:
         print("trl is not installed, so it is left out: pip install 'fastkto[bench]'", file=sys.stderr)
     cases = {system: (system, case) for system in systems}
@@ -50,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
         about = {**machine(case.device), "model": Path(case.model).name, **settings, "clock": "wall"}
         result = {**about, "summary": figures, "steps": steps}
         with writing("output", str(options.output), "the figures"):
-            options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            options.output.expanduser().write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
@@ -85,12 +89,13 @@ def _parser(systems: tuple[str, ...]) -> StrictParser:
     parser.add_argument("--use_peft", action="store_true", help="train a LoRA adapter instead of all weights")
     parser.add_argument("--dtype", choices=WEIGHT_DTYPES, default="float32", help="of the weights")
     parser.add_argument("--max_tokens_per_forward", type=_positive, help="of fastkto: split a micro-batch")
-    parser.add_argument("--output", type=Path, help="also write the figures there, as JSON")
+    parser.add_argument(
+        "--output", type=lambda text: Path(text).expanduser(), help="also write the figures there, as JSON"
+    )
     return parser
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return number
+    if not (text.isdecimal() and COUNT.holds(int(text))):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {COUNT}")
+    return int(text)

@@ -101,7 +101,7 @@ def _write(values: dict[str, Any], text: str) -> None:
 
     if values["html"] is not None:
         with writing("html", values["html"], "the page"):
-            Path(values["html"]).write_text(text, encoding="utf-8")
+            Path(values["html"]).expanduser().write_text(text, encoding="utf-8")
 
 
 def _some(cls: type, *names: str) -> Any:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastkto.cli.options.strict import StrictParser
+from fastkto.errors import escaped
 
 DESCRIPTION = """Add an adapter to the weights of its base model and save the sum with tokenizer, chat template and
 generation config. Every tensor of both is accounted for, and the saved model's log-probs are compared with the
@@ -27,7 +28,7 @@ def run(argv: Sequence[str]) -> int:
     from fastkto.tools.merge.base import first_few
     from fastkto.tools.merge.merging import merge
 
-    adapter, output = Path(arguments.adapter), Path(arguments.output_dir)
+    adapter, output = (Path(path).expanduser() for path in (arguments.adapter, arguments.output_dir))
     merged = merge(
         adapter,
         output,
@@ -36,9 +37,8 @@ def run(argv: Sequence[str]) -> int:
         trust_remote_code=arguments.trust_remote_code,
         overwrite=arguments.overwrite,
     )
-    print(
-        f"{output}: base and {merged.adapter} in one, {' and '.join(merged.dtypes)}, tokenizer of {merged.tokenizer}."
-    )
+    where = escaped(str(output))
+    print(f"{where}: base and {merged.adapter} in one, {' and '.join(merged.dtypes)}, tokenizer of {merged.tokenizer}.")
     if merged.left_out:
         print(f"Not in it, for transformers does not load them from the base: {first_few(merged.left_out)}.")
     print(

@@ -80,6 +80,7 @@ def model_of(arguments: Any, config: "KTOConfig") -> "Model":
     from fastkto.cli.options.models import model_init_kwargs
     from fastkto.cli.options.peft_options import peft_config
     from fastkto.tools.plan import Model
+    from fastkto.training.checks import check_revision
     from fastkto.training.loading import model_source
 
     quantised = next((name for name in ("load_in_8bit", "load_in_4bit") if getattr(arguments, name)), None)
@@ -90,7 +91,10 @@ def model_of(arguments: Any, config: "KTOConfig") -> "Model":
     trust, given = config.trust_remote_code, model_init_kwargs(config)
     try:
         revision = given.get("revision", arguments.model_revision)
+        check_revision("model_revision", name, revision)
         found = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError("model", name, "a model whose config can be loaded", f"transformers says: {error}") from error
     wanted = given.get("dtype", arguments.dtype) or "float32"

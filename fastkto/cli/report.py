@@ -1,8 +1,10 @@
 """`fastkto report`: a run's metrics as one picture."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from fastkto.cli.options.strict import StrictParser
+from fastkto.errors import escaped
 
 
 def run(argv: Sequence[str]) -> int:
@@ -13,5 +15,5 @@ def run(argv: Sequence[str]) -> int:
 
     from fastkto.tools.report import report
 
-    print(report(arguments.run_dir))
+    print(escaped(str(report(Path(arguments.run_dir).expanduser()))))
     return 0

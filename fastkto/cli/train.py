@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastkto.cli.options.yaml_config import read_config
-from fastkto.errors import InputError
+from fastkto.errors import InputError, escaped
 
 if TYPE_CHECKING:
     from fastkto.cli.options.arguments import DataArguments, ModelArguments
@@ -62,15 +62,19 @@ def split_config(argv: list[str]) -> tuple[str | None, list[str]]:
 
 def set_up(data: "DataArguments", options: "RowOptions", model: "ModelArguments", config: "KTOConfig") -> "KTOTrainer":
     """The trainer, from arguments that have been found usable in this order; nothing is written before."""
+    from fastkto.cli.options.arguments import IGNORED_OF_DATA, IGNORED_OF_MODEL, ModelArguments
     from fastkto.cli.options.mixture import read_splits, selection
     from fastkto.cli.options.models import load_tokenizer, model_init_kwargs
     from fastkto.cli.options.peft_options import peft_config, quantization_config
     from fastkto.disk import check_writable
     from fastkto.rows.selection import select
     from fastkto.training import KTOTrainer
+    from fastkto.training.checks import say_ignored
     from fastkto.training.loading import model_source
 
     name = model_source(model.model_name_or_path)
+    say_ignored(data, IGNORED_OF_DATA)
+    say_ignored(model, IGNORED_OF_MODEL)
     if config.should_save:
         check_writable("output_dir", config.output_dir or ".")
     config.resume_from_checkpoint = checkpoint(config)
@@ -82,6 +86,8 @@ def set_up(data: "DataArguments", options: "RowOptions", model: "ModelArguments"
         **model_init_kwargs(config),
     }
     adapter, quantization = peft_config(model), quantization_config(model)
+    if adapter is not None and config.disable_dropout and model.lora_dropout not in (0.0, ModelArguments.lora_dropout):
+        logger.warning("lora_dropout has no effect with disable_dropout, which is on unless it is set to false.")
     tokenizer = load_tokenizer(name, data.chat_template, model.model_revision, config.trust_remote_code)
     evaluate = config.eval_strategy != "no"
     train_rows, eval_rows = read_splits(data, options, evaluate=evaluate)
@@ -119,10 +125,8 @@ def train(trainer: "KTOTrainer", given: dict[str, Any]) -> None:
         trainer.save_model(folder)
     adapter = trainer.record.about["adapter"]
     next_to_do = f"fastkto merge {folder} --output_dir FOLDER" if adapter else f"fastkto report {folder}"
-    trainer.accelerator.print(
-        f"Trained {trainer.state.global_step} steps. The model is in {folder}, described in its README.md. "
-        f"Next: {next_to_do}"
-    )
+    said = f"Trained {trainer.state.global_step} steps. The model is in {folder}, described in its README.md. Next: "
+    trainer.accelerator.print(escaped(said + next_to_do))
     if config.push_to_hub:
         trainer.push_to_hub()
     if hasattr(trainer, "end"):  # transformers >= 5.18

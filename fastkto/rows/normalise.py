@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from fastkto.errors import InputError
+from fastkto.ranges import check_ranges
 from fastkto.rows.labels import as_number, label_reader
 from fastkto.rows.readers import Reading, read_dataset, say
 from fastkto.rows.shapes.decision import decide, head, value_at
@@ -79,7 +80,8 @@ class RowOptions:
     )
 
     def __post_init__(self) -> None:
-        """Refuse an action that there is not."""
+        """Refuse a number out of its range, and an action that there is not."""
+        check_ranges(self)
         for name in ("on_unrated", "on_empty"):
             if (action := getattr(self, name)) not in ("drop", "error"):
                 raise InputError(name, action, "drop or error", "Correct the value.")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastkto.errors import InputError, require
+from fastkto.ranges import check_ranges
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,6 +27,10 @@ class Selection:
     one_per_prompt: bool = False
     frac_unique_desirable: float | None = None
     frac_unique_undesirable: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ def select(rows: "Dataset", selection: Selection, seed: int) -> Selected:
         rows = rows.select(kept)
     for label, name in ((True, "frac_unique_desirable"), (False, "frac_unique_undesirable")):
         if (fraction := getattr(selection, name)) is not None:
-            kept = frac_unique(rows, fraction, label, seed, argument=name)
+            kept = frac_unique(rows, fraction, label, seed)
             lines.append(f"{len(rows) - len(kept)} rows left out by {name}={fraction:g}")
             rows = rows.select(kept)
     return Selected(rows, test, lines)
@@ -71,7 +76,7 @@ def split_by_prompt(rows: Rows, size: float, seed: int) -> tuple[list[int], list
     groups = _groups(rows, seed)
     total = sum(map(len, groups.values()))
     wanted = round(size * total) if size < 1 else int(size)
-    if not size > 0 or not wanted < total:
+    if not wanted < total:
         fix = "Give for example 0.1 for a tenth, or 100 for a hundred rows."
         raise InputError("test_split_size", size, f"a share below 1, or a number of rows below {total}", fix)
     if len(groups) < 2:
@@ -97,13 +102,11 @@ def one_per_prompt(rows: Rows, seed: int) -> list[int]:
     return sorted(i for _, i in drawn.values())
 
 
-def frac_unique(rows: Rows, fraction: float, label: bool, seed: int, *, argument: str = "fraction") -> list[int]:
+def frac_unique(rows: Rows, fraction: float, label: bool, seed: int) -> list[int]:
     """Positions of the rows that stay when `fraction` of the unique examples with `label` is kept.
 
     An example is a prompt with its answer; rows that repeat one stay or go together. Rows with the other label stay.
     """
-    if not 0 <= fraction <= 1:
-        raise InputError(argument, fraction, "a share from 0 to 1", "Give for example 0.1 to keep a tenth.")
     labels, keys = [], []
     for row in rows:
         labels.append(row["label"])

@@ -46,6 +46,8 @@ def read_rows(
         dataset = _saved(path, base)
     elif (files := _files(source, path, base)) is None or (path.is_dir() and name is not None):
         return _from_hub(source, name, split, streaming)
+    elif name is not None:
+        raise InputError("dataset_config", name, "none with a file: it is one of a Hub dataset's", "Leave it out.")
     else:
         dataset = _from_files(source, files, streaming, convert)
     if streaming and isinstance(dataset, datasets.Dataset):
@@ -64,6 +66,12 @@ def read_files(files: Sequence[str | Path], *, streaming: bool = False) -> "Data
 
 def _files(source: str | Path, path: Path, split: str) -> list[Path] | None:
     """The data files that `source` names; None where it can only be an id of the Hub."""
+    if "://" in str(source):
+        fix = "Download it, and give the file."
+        raise InputError("dataset", str(source), "a file, a folder or a Hub id: addresses are not read", fix)
+    if str(source) in ("-", "/dev/stdin") or (path.exists() and not path.is_file() and not path.is_dir()):
+        fix = "Write it to a file first."
+        raise InputError("dataset", str(source), "a file on disk: rows are read more than once", fix)
     if path.is_dir():
         return split_files(path, split)
     if path.is_file():
@@ -73,11 +81,11 @@ def _files(source: str | Path, path: Path, split: str) -> list[Path] | None:
             fix = sheet if sheet.endswith(".") else f"{sheet}, or correct its ending."
             raise InputError("dataset", str(source), f"a file in {', '.join(KINDS)}", fix)
     elif matches := sorted(glob.glob(str(path), recursive=True)):
-        files = [Path(match) for match in matches if kind_of(Path(match))]
-        left = [match for match in matches if not kind_of(Path(match))]
-        logger.warning("%s: read from %s; not read: %s", source, ", ".join(map(str, files)), ", ".join(left) or "none")
+        files = [Path(match) for match in matches if kind_of(Path(match)) and Path(match).is_file()]
+        left = [match for match in matches if Path(match) not in files]
         if not files:
             raise InputError("dataset", str(source), f"files in {', '.join(KINDS)}", "Correct the pattern.")
+        logger.warning("%s: read from %s; not read: %s", source, ", ".join(map(str, files)), ", ".join(left) or "none")
         check_one_kind(files, path)
     elif kind_of(path) is not None or str(source).startswith((".", "/", "~")):
         raise InputError("dataset", str(source), "a file or folder that exists", f"Looked in {Path.cwd()}.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fastkto.batch import PaddingCollator
 from fastkto.batch.targets_and_kl import row_key
-from fastkto.errors import InputError, require
+from fastkto.errors import InputError, escaped, require
 from fastkto.pairs import PairableSampler, pair
 from fastkto.pairs.balance import (
     ONE_CLASS_LIMIT,
@@ -229,7 +229,7 @@ def render(preview: Preview) -> str:
         f"one class    {p.one_class:.1%} of micro-batches of {p.batch_size} are expected to hold one class{_remedy(p)}",
         f"weights      {weights(p)}",
     ]
-    return "\n".join(lines)
+    return "\n".join(map(escaped, lines))
 
 
 def _remedy(preview: Preview) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastkto.batch import PaddingCollator
+from fastkto.errors import escaped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,8 +47,7 @@ def _tokens(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[str]:
         decoded = ((end, str(tokenizer.decode(ids[start:end]))) for end in ends)
         end, text = next(((end, text) for end, text in decoded if text and "\ufffd" not in text), (start + 1, ""))
         text = text or str(tokenizer.convert_ids_to_tokens(ids[start]))
-        text = text.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t").replace("\0", "\\0")
-        texts += [text, *[""] * (end - start - 1)]
+        texts += [escaped(text), *[""] * (end - start - 1)]
         start = end
     return texts
 

@@ -134,6 +134,10 @@ def _finish(ax: Any) -> None:
 def _series(lines: list[dict], key: str) -> Series:
     """Steps and values of `key`, without the lines that lack it. A value that is not finite leaves a gap."""
     points = [(line["step"], line[key]) for line in lines if key in line]
+    for step, value in points:
+        if not isinstance(value, int | float):
+            fix = "Delete the line, or draw another run."
+            raise InputError(f"{METRICS_FILE} step {step:g}, {key}", value, "a number", fix)
     return [x for x, _ in points], [y for _, y in points]
 
 
@@ -157,9 +161,9 @@ def _read(run_dir: Path) -> tuple[list[dict], list[dict]]:
 def _parse(path: Path, number: int, line: str) -> dict:
     try:
         parsed = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         parsed = None
-    if not isinstance(parsed, dict) or "step" not in parsed:
+    if not isinstance(parsed, dict) or not isinstance(parsed.get("step"), int | float):
         raise InputError(
             f"{path} line {number}", line, "a JSON object with a step", "Delete the line, or draw another run."
         )

@@ -4,6 +4,7 @@ In: a model or its id, a `KTOConfig`, a data set. Out: a trained model, checkpoi
 
     trainer     `KTOTrainer`: the constructor, the loss of a step, evaluation, what is hooked into the Trainer's loop
     assemble    what its steps are made of, put together before the first: the run, the reference, the collator
+    checks      settings that are ignored, weights that are all frozen, an optimizer over others
     loading     model, tokenizer, adapter and reference from what the user gave, each checked; FSDP2's output dtype
     prepare     the data set, tokenised; can it be paired; warnings about its classes, after `pairs/balance`
     batching    packed or padded batches, and the sampler of an epoch

@@ -12,8 +12,9 @@ from transformers.utils import logging
 
 from fastkto.config import WEIGHT_DTYPES, KTOConfig
 from fastkto.engines import left_to_first_rank, partitioned, whole_shape
-from fastkto.errors import InputError, require
+from fastkto.errors import InputError, keywords_of, require
 from fastkto.step.reference_model import StartingWeights, check_separate, frozen_copy
+from fastkto.training.checks import check_revision, check_settings
 from fastkto.trunk.modules import content, first_non_finite, is_peft_model, unwrap_peft
 
 if TYPE_CHECKING:
@@ -47,9 +48,12 @@ def config_for(args: KTOConfig | None, model: "str | PreTrainedModel | Any") -> 
         fix = "Import KTOConfig from fastkto: it has every field of TRL's under its name."
         raise InputError("args", found, "a fastkto.KTOConfig", fix)
     accelerator_config: Any = args.accelerator_config
+    if accelerator_config.dispatch_batches:
+        logger.warning("accelerator_config: dispatch_batches has no effect, every process reads its own batches.")
     accelerator_config.dispatch_batches = False  # it cuts and joins batches by rows, which ours do not survive
     # from pinned memory a copy does not wait for the step before it
     accelerator_config.non_blocking |= args.dataloader_pin_memory
+    check_settings(args)
     return args
 
 
@@ -71,6 +75,7 @@ def load_policy(
     if quantization_config is not None:
         kwargs["quantization_config"] = quantization_config
         check_trains("quantization_config", quantization_config.load_in_4bit, args)
+    check_revision("model_init_kwargs", model, kwargs.get("revision"))
     dtype = kwargs.setdefault("dtype", "float32")
     if isinstance(dtype, str):
         if dtype not in ("auto", *WEIGHT_DTYPES):
@@ -79,7 +84,10 @@ def load_policy(
     kwargs.setdefault("trust_remote_code", args.trust_remote_code)
     kwargs.setdefault("use_safetensors", True)  # a pickle can run code
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(model, **kwargs)
+        with keywords_of("model_init_kwargs", args.model_init_kwargs):
+            loaded = AutoModelForCausalLM.from_pretrained(model, **kwargs)
+    except InputError:
+        raise
     except (RuntimeError, OSError, ValueError, SafetensorError) as error:
         raise why_not_loaded(model, error) or error from error
     return check_weights("model", loaded)
@@ -189,6 +197,8 @@ def check_weights(argument: str, model: Any) -> Any:
 
 def check_reference(ref_model: Any, model: Any) -> Any:
     """A reference that was passed in: another model than the policy, with finite weights."""
+    if ref_model is None:
+        return None
     if ref_model is model:
         fix = "Leave ref_model out: the reference is then a frozen copy of the model as it is now."
         raise InputError("ref_model", "the same object as model", "another object, or None", fix)

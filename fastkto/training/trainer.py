@@ -23,8 +23,9 @@ from fastkto.step.micro_step import kto_step
 from fastkto.training.assemble import assemble
 from fastkto.training.batching import pairable_sampler
 from fastkto.training.callbacks import LogAtCheckpoint, MetricsFile, SamplerEpoch
+from fastkto.training.checks import check_trained
 from fastkto.training.faults.collapse import CollapseWatch
-from fastkto.training.faults.finite import FiniteWatch, check_optimizer
+from fastkto.training.faults.finite import FiniteWatch
 from fastkto.training.faults.interruption import Interruption
 from fastkto.training.faults.out_of_memory import naming_the_batch
 from fastkto.training.faults.start import StartCheck
@@ -98,10 +99,8 @@ class KTOTrainer(ResumableTrainer):
         args = config_for(args, model)
         if train_dataset is None:
             raise InputError("train_dataset", None, "a dataset of feedback rows", "Pass one; `fastkto data` shows it.")
-        if ref_model is not None:
-            check_reference(ref_model, model)
+        check_reference(ref_model, model)
         refuse_data_parallel(args)
-        check_optimizer(str(getattr(args.optim, "value", args.optim)))
         choose(args.head_backend, args.device)
         set_seed(args.seed)
         source, model = model if isinstance(model, str) else None, load_policy(model, args, quantization_config)
@@ -114,6 +113,7 @@ class KTOTrainer(ResumableTrainer):
         self.settings = LossSettings(args.beta, train.desirable_weight(args), args.undesirable_weight, args.loss_type)
         evals = prepare_eval(eval_dataset, tokenizer, args, self._vocabulary)
         model, reference_model, start = policy_and_reference(model, ref_model, args, peft_config, source)
+        check_trained(model, optimizers[0])
         self._finite, self._interruption = FiniteWatch(args.on_nonfinite), Interruption()
         self._start = StartCheck(start)
         watches = [MetricsFile(), self._finite, self._interruption, LogAtCheckpoint(), CollapseWatch()]

@@ -126,7 +126,6 @@ def test_unknown_flag_has_its_nearest_name(capsys, config):
         ("dataset_train_split: tarin", ["data.jsonl", "tarin"]),
         ("eval_strategy: epoch", ["data.jsonl", "test"]),
         ("resume_from_checkpoint: out/checkpoint-1", ["resume_from_checkpoint", "out/checkpoint-1"]),
-        ("resume_from_checkpoint: true", ["resume_from_checkpoint", "checkpoint-*"]),
         ("accelerate_config: zero9", ["accelerate_config", "zero9"]),
         ("model_init_kwargs: fast", ["model_init_kwargs", "a mapping"]),
         ("max_length: 3", ["max_length", "the shortest has"]),

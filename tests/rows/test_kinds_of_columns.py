@@ -172,7 +172,7 @@ def test_A23_text_rows_of_a_chat_model_are_said_once_and_wrapped_on_demand(caplo
 def test_scores_in_a_band_are_left_out_and_counted(caplog):
     assert labels(SCORES, label_band=[2, 4]) == [False, True, True]
     assert "left out, between the limits of label_band: 1 row (1)" in caplog.text
-    with pytest.raises(InputError, match=r"label_band: got \[4.0, 2.0\], expected two numbers, the lower first"):
+    with pytest.raises(InputError, match=r"label_band: got \[4, 2\], expected two finite numbers, the lower first"):
         labels(SCORES, label_band=[4, 2])
     with pytest.raises(InputError, match="no label_threshold beside it|no label_band beside it"):
         labels(SCORES, label_band=[2, 4], label_threshold=3)

@@ -106,13 +106,11 @@ def test_select_splits_first_and_says_what_it_did():
     [
         (rows("a", "a"), Selection(0.5), r"test_split_size: got 0.5, expected rows of at least two prompts"),
         (rows("a", "b"), Selection(2), r"test_split_size: got 2, expected a share below 1, or .* below 2"),
-        (rows("a", "b"), Selection(-0.1), r"test_split_size: got -0.1, expected a share below 1"),
         (
             [{"prompt_ids": [1], "completion_ids": [2]}],
             Selection(2),
             r"test_split_size: got 2, .* not rows of token ids",
         ),
-        (rows("a", "b"), Selection(frac_unique_desirable=1.5), r"frac_unique_desirable: got 1.5, .* from 0 to 1"),
     ],
 )
 def test_what_cannot_be_chosen(data, selection, message):

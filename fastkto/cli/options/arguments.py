@@ -1,11 +1,13 @@
 """What a training command takes beside `KTOConfig` and `RowOptions`: the data and the model, under TRL's names."""
 
 from dataclasses import dataclass, field, fields
+from os.path import expanduser
 from typing import Any
 
 from fastkto.cli.options.strict import nearest
 from fastkto.config import WEIGHT_DTYPES
 from fastkto.errors import InputError
+from fastkto.ranges import check_ranges
 
 
 @dataclass
@@ -66,7 +68,8 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
-        """Check the keys of each entry of `datasets`."""
+        """Check the numbers, and the keys of each entry of `datasets`."""
+        check_ranges(self)
         self.mixture = [_part(entry) for entry in self.datasets or []]
 
 
@@ -108,7 +111,8 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
-        """Refuse combinations that cannot train."""
+        """Refuse numbers and combinations that cannot train."""
+        check_ranges(self)
         quantised = "load_in_8bit" if self.load_in_8bit else "load_in_4bit"
         if self.load_in_8bit and self.load_in_4bit:
             raise InputError("load_in_8bit", True, "False with load_in_4bit", "Choose one of the two.")
@@ -130,6 +134,27 @@ class LaunchArguments:
     main_process_port: int | None = field(default=None, metadata={"help": "Port of the machine of rank 0."})
     gpu_ids: str | None = field(default=None, metadata={"help": "GPUs of this machine to use, separated by commas."})
 
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        check_ranges(self)
+
+
+OF_LORA = (
+    *("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters"),
+    *("lora_modules_to_save", "lora_task_type", "use_rslora", "use_dora"),
+)
+OF_4BIT = ("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage")
+IGNORED_OF_MODEL = (
+    *((name, lambda model: not model.use_peft, "use_peft is not set") for name in OF_LORA),
+    *((name, lambda model: not model.load_in_4bit, "load_in_4bit is not set") for name in OF_4BIT),
+)
+IGNORED_OF_DATA = (
+    ("streaming", lambda data: not data.mixture, "it is of datasets; dataset_streaming is of dataset_name"),
+    ("dataset_streaming", lambda data: bool(data.mixture), "it is of dataset_name; streaming is of datasets"),
+    ("dataset_config", lambda data: bool(data.mixture), "each of datasets has its name"),
+)
+"""For `training/checks.say_ignored`: the fields that others switch on."""
+
 
 def _part(entry: dict[str, Any]) -> MixturePart:
     known = [part.name for part in fields(MixturePart)]
@@ -138,4 +163,16 @@ def _part(entry: dict[str, Any]) -> MixturePart:
             raise InputError("datasets", entry, f"the keys {known}", f"Remove {key!r}{nearest(str(key), known)}.")
     if not isinstance(entry.get("path"), str):
         raise InputError("datasets", entry, "a path in each entry", "Add `path: FILE_OR_ID`.")
-    return MixturePart(**entry)
+    part = MixturePart(**entry)
+    check_ranges(part)
+    part.data_dir, part.data_files = _expanded(part.data_dir), _expanded(part.data_files)
+    return part
+
+
+def _expanded(paths: Any) -> Any:
+    """The same paths, each ~ as the home folder."""
+    if isinstance(paths, dict):
+        return {split: _expanded(path) for split, path in paths.items()}
+    if isinstance(paths, list):
+        return [_expanded(path) for path in paths]
+    return expanduser(paths) if isinstance(paths, str) else paths

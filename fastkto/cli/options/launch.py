@@ -1,5 +1,6 @@
 """The same command in several processes, through `accelerate launch`."""
 
+import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,12 +25,23 @@ def launch(arguments: LaunchArguments, argv: Sequence[str]) -> bool:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     config = asked.pop("accelerate_config", None)
-    if config is not None and not Path(config).is_file():
-        raise InputError("accelerate_config", config, "a YAML file that exists", "Write one with `accelerate config`.")
-    flags = [] if config is None else ["--config_file", config]
+    flags = [] if config is None else ["--config_file", str(config_file(config))]
     flags += [text for name, value in asked.items() for text in (f"--{name}", str(value))]
     try:
         launch_command(launch_command_parser().parse_args([*flags, "--quiet", "--module", "fastkto", "train", *argv]))
     except ChildFailedError as error:
         raise SystemExit(1) from error
     return True
+
+
+def config_file(named: str) -> Path:
+    """The file, or where TRL is installed the one that it ships under this name (zero2, fsdp1), as `trl kto` does."""
+    trl = importlib.util.find_spec("trl")
+    shipped = [Path(folder) / "accelerate_configs" for folder in (trl and trl.submodule_search_locations) or ()]
+    for path in (Path(named).expanduser(), *(folder / f"{named}.yaml" for folder in shipped)):
+        if path.is_file():
+            return path
+    names = sorted(path.stem for folder in shipped for path in folder.glob("*.yaml"))
+    expected = f"a YAML file that exists, or one of {', '.join(names)}" if trl else "a YAML file that exists"
+    fix = "Write one with `accelerate config`." if trl else "Write one with `accelerate config`; TRL's names need TRL."
+    raise InputError("accelerate_config", named, expected, fix)

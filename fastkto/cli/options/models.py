@@ -8,12 +8,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from fastkto.config import KTOConfig
 from fastkto.errors import InputError
 from fastkto.rows.templates.encoding import read_chat_template
+from fastkto.training.checks import check_revision
 
 
 def load_tokenizer(
     name: str, chat_template: str | None, revision: str = "main", trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with the chat template of a Jinja file in place of its own."""
+    check_revision("model_revision", name, revision)
     template = read_chat_template(chat_template)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)

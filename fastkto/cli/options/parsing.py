@@ -9,9 +9,10 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from transformers import HfArgumentParser
 
-from fastkto.cli.options.strict import StrictParser, nearest
+from fastkto.cli.options.strict import StrictParser, elsewhere, nearest
 from fastkto.cli.options.yaml_config import Setting
 from fastkto.errors import InputError
+from fastkto.ranges import RANGES, check_range
 
 T = TypeVar("T")
 
@@ -29,6 +30,11 @@ class DataclassParser(StrictParser, HfArgumentParser):
                 action.type = str  # e.g. float | str: the dataclass tells a number from a word
             elif types.NoneType in kinds and str not in kinds and action.nargs is None and callable(action.type):
                 action.type = _or_none(action.type)
+            if self.hints[name] is bool and f"--no_{name}" not in self._option_string_actions:
+                off = (f"--no_{name}", f"--no-{name.replace('_', '-')}")  # as TRL has them where its default is true
+                self.add_argument(
+                    *off, dest=name, action="store_false", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+                )
 
     def read(self, argv: Sequence[str], settings: Mapping[str, Setting] | None = None) -> dict[str, Any]:
         """The value of every field: flags before settings before defaults. Errors: `InputError`, `UsageError`."""
@@ -41,12 +47,14 @@ class DataclassParser(StrictParser, HfArgumentParser):
 
     def _convert(self, name: str, setting: Setting) -> Any:
         if name not in self.fields:
-            near = nearest(name, self.fields).lstrip("; ").capitalize()
+            near = elsewhere(name) or nearest(name, self.fields).lstrip("; ").capitalize()
             raise InputError(setting.where, setting.value, "the name of a field", near or "See `fastkto train --help`.")
         action, hint = self.fields[name], self.hints[name]
         value = setting.value if fits(setting.value, hint) else self._from_text(action, hint, setting)
         if action.choices is not None and value is not None and value not in action.choices:
             raise InputError(setting.where, value, f"one of {tuple(action.choices)}", "Correct the value.")
+        if name in RANGES and not isinstance(value, str):
+            check_range(name, value, setting.where)
         return value
 
     def _from_text(self, action: argparse.Action, hint: Any, setting: Setting) -> Any:

@@ -10,10 +10,28 @@ class UsageError(Exception):
     """The command line itself is wrong."""
 
 
+INSTEAD = {
+    "mixed_precision": "Set bf16 or fp16 instead.",
+    "dynamo_backend": "Set torch_compile and torch_compile_backend instead.",
+}
+"""Of the options of `accelerate launch`, which `trl kto` hands on, those that are fields of the trainer."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`, did you mean X?`-style ending for an unknown name; empty if nothing is near."""
     matches = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def elsewhere(name: str) -> str:
+    """What to do about an option of `accelerate launch` that is none here, as a sentence; empty for other names."""
+    if name in INSTEAD:
+        return INSTEAD[name]
+    from accelerate.commands.launch import launch_command_parser
+
+    if name in {action.dest for action in launch_command_parser()._actions}:
+        return "It is one of accelerate's: write it into the file that accelerate_config names."
+    return ""
 
 
 class StrictParser(argparse.ArgumentParser):
@@ -31,7 +49,7 @@ class StrictParser(argparse.ArgumentParser):
         known, rest = self.parse_known_args(argv, namespace)
         if rest:
             flag = next((text for text in rest if text.startswith("-")), rest[0]).partition("=")[0]
-            raise UsageError(
-                f"unknown argument {flag!r}{nearest(flag, self._option_string_actions)}. See: {self.prog} --help"
-            )
+            hint = elsewhere(flag.lstrip("-").replace("-", "_"))
+            hint = f". {hint}" if hint else nearest(flag, self._option_string_actions) or "."
+            raise UsageError(f"unknown argument {flag!r}{hint} See: {self.prog} --help")
         return known or argparse.Namespace()

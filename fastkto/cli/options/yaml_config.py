@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastkto.errors import InputError, require
+from fastkto.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     import yaml
@@ -21,21 +22,13 @@ class Setting(NamedTuple):
 
 
 def read_config(path: str) -> dict[str, Setting]:
-    """The settings of a YAML mapping, read by `yaml.safe_load`. Errors: `InputError` naming the file and the line."""
-    yaml = require("yaml", "train")
-    if not Path(path).is_file():
-        raise InputError("config", path, "a YAML file that exists", f"Looked in {Path.cwd()}.")
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        values, root = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
-    except UnicodeDecodeError as error:
-        raise InputError(path, f"{error.object[error.start]:#x}", "text in UTF-8", "Save the file as UTF-8.") from error
-    except yaml.YAMLError as error:
-        raise _syntax_error(path, text, error) from error
+    """The settings of a YAML mapping. Errors: `InputError` naming the file and the line."""
+    values, root = read_yaml(path, "config")
     if not isinstance(values, dict):
         raise InputError(
             path, values, "a mapping of `field: value` lines", "See `fastkto train --help` for the fields."
         )
+    yaml = require("yaml", "train")
     nodes = {key.value: (key.start_mark.line + 1, node) for key, node in root.value}
     settings = {}
     for key, value in values.items():
@@ -51,12 +44,3 @@ def write_config(folder: str, settings: Mapping[str, Any]) -> Path:
     found = {k: str(Path(v).absolute()) if isinstance(v, str) and Path(v).exists() else v for k, v in plain.items()}
     path.write_text(yaml.safe_dump(found, allow_unicode=True, sort_keys=False), encoding="utf-8")
     return path
-
-
-def _syntax_error(path: str, text: str, error: Any) -> InputError:
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        return InputError(path, str(error), "valid YAML", "Correct the file.")
-    lines = text.splitlines()
-    line = lines[mark.line] if mark.line < len(lines) else "the end of the file"
-    return InputError(f"{path} line {mark.line + 1}", line, f"valid YAML ({error.problem})", "Correct the line.")

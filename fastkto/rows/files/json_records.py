@@ -48,7 +48,7 @@ def _elements(text: str, path: Path) -> Iterator[dict[str, Any]]:
 def _is_object(line: str) -> bool:
     try:
         return isinstance(json.loads(line), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -64,6 +64,9 @@ def _parse(text: str, path: Path, number: int) -> Any:
             f"JSON in line {line}",
             f"The reader says: {error.msg} at column {error.colno}, {found!r}. Correct the line or remove it.",
         ) from error
+    except RecursionError as error:
+        fix = "The reader says: it is nested too deeply. Remove it."
+        raise InputError("dataset", str(path), f"JSON in line {number}", fix) from error
     return whole_characters(value) if _SURROGATE.search(text) else value
 
 

@@ -9,8 +9,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from fastkto.errors import InputError, require
+from fastkto.errors import InputError
 from fastkto.rows.readers.mapping import Mapping
+from fastkto.yaml_file import read_yaml
 
 SCORE = "{score}"
 
@@ -83,15 +84,7 @@ MAPPINGS: dict[str, list[Mapping]] = {
 
 def mapping_file(path: str) -> Mapping:
     """A mapping from a YAML or JSON file. Errors: `InputError` naming the file and the key."""
-    yaml = require("yaml", "train")
-    if not Path(path).expanduser().is_file():
-        raise InputError("reader", path, "a mapping file that exists", "Check the path.")
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-        found = json.loads(text) if path.lower().endswith(".json") else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
-        line = " ".join(str(error).split())
-        raise InputError("reader", path, "a file in UTF-8 that is YAML or JSON", f"The parser says: {line}.") from error
+    found = _json(path) if path.lower().endswith(".json") else read_yaml(path, "reader")[0]
     known = [part.name for part in fields(Mapping)]
     if not isinstance(found, dict):
         raise InputError(f"reader {path}", found, f"a mapping with the keys {', '.join(known)}", "See docs/data.md.")
@@ -109,6 +102,15 @@ def mapping_file(path: str) -> Mapping:
     if mapping.label is None and mapping.chosen is None:
         raise InputError(f"reader {path}", sorted(found), "a label", "Add `label: PATH`.")
     return mapping
+
+
+def _json(path: str) -> Any:
+    try:
+        return json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError("reader", path, "a mapping file that exists", "Check the path.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError("reader", path, "a file in UTF-8 that is JSON", f"The parser says: {error}.") from error
 
 
 def _check(path: str, key: str, value: Any) -> None:

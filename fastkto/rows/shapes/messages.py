@@ -43,7 +43,7 @@ def json_cell(cell: Any, where: str) -> Any:
         return cell
     try:
         return json.loads(cell) if cell.strip() else None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Unusable(where, cell, "JSON", f"Correct the cell: {error}.") from error
 
 
@@ -59,7 +59,7 @@ def holds(cell: Any) -> bool:
 def _parsed(cell: str, where: str) -> Any:
     try:
         return json.loads(cell)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     try:
         return ast.literal_eval(cell.strip())

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastkto.errors import escaped
 from fastkto.rows.shapes.faults import Fault, ReadReport, count_faults
 from fastkto.rows.shapes.looking import reports_of
 
@@ -59,12 +60,13 @@ class Summary:
         """The summary in words: the columns, the rows, then each kind of fault."""
         rows = self.desirable + self.undesirable
         counts = f"{self.desirable} desirable, {self.undesirable} undesirable; {self.prompts} prompts"
-        return [
+        lines = [
             *(f"{report.name}: {line}" for report in self.sources for line in _reading(report)),
             f"{self.name}: {rows} rows to train on, {counts}",
             *([f"{self.name}: weights {self.weights}"] if self.weights else []),
             *(f"{self.name}: {line}" for line in self.fault_lines()),
         ]
+        return [*map(escaped, lines)]
 
     def fault_lines(self) -> list[str]:
         """Each kind of fault, its rows, and what becomes of them."""

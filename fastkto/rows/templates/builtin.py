@@ -23,7 +23,8 @@ def read_chat_template(chat_template: str | None) -> str | None:
         return chat_template
     if chat_template in BUILT_IN and not Path(chat_template).exists():
         return BUILT_IN[chat_template]
-    if not Path(chat_template).is_file():
+    file = Path(chat_template).expanduser()
+    if not file.is_file():
         names = ", ".join(BUILT_IN)
         raise InputError(
             "chat_template",
@@ -31,4 +32,4 @@ def read_chat_template(chat_template: str | None) -> str | None:
             f"a Jinja file that exists, a template, or the name of one ({names})",
             "Check the path.",
         )
-    return Path(chat_template).read_text(encoding="utf-8")
+    return file.read_text(encoding="utf-8")

@@ -58,7 +58,10 @@ def encode_row(
             "text.",
         )
     arguments = {"tools": json_cell(row.get("tools"), f"{where}, column 'tools'")}
-    arguments |= json_cell(row.get("chat_template_kwargs"), f"{where}, column 'chat_template_kwargs'") or {}
+    given = json_cell(row.get("chat_template_kwargs"), f"{where}, column 'chat_template_kwargs'") or {}
+    if not isinstance(given, dict):
+        raise Unusable(f"{where}, column 'chat_template_kwargs'", given, "a mapping", "Write it as {name: value}.")
+    arguments |= given
     if chat_template:
         arguments["chat_template"] = chat_template
 

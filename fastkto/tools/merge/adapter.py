@@ -35,7 +35,7 @@ def read_config(folder: Path) -> Any:
     peft = require("peft", "peft")
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         fix = f"{type(error).__name__}: {error}. Is it whole, and of no newer peft?"
         raise InputError("ADAPTER_DIR", str(folder), f"an adapter that peft {peft.__version__} knows", fix) from error
     start = getattr(config, "init_lora_weights", None)
@@ -63,7 +63,7 @@ def put_on(model: Any, folder: Path, config: Any) -> Any:
         adapted = peft.PeftModel.from_pretrained(model, str(folder)).eval()
     except KeyError as error:  # of modules_to_save and single tokens
         raise _misfit(folder, f"with every tensor in its file, but {error} is not there") from error
-    except (ValueError, RuntimeError, IndexError) as error:
+    except (ValueError, RuntimeError, IndexError, TypeError) as error:
         first = str(error).split("\n\t")[:2][-1].rstrip(".")  # of several that do not fit
         raise _misfit(folder, f"that fits the base model, but: {first}") from error
     if not hasattr(adapted.base_model, "merge_and_unload"):

@@ -36,7 +36,7 @@ def checkpoint_folder(asked: "str | os.PathLike[str] | bool | None", output_dir:
         return None
     if asked is True:
         return _newest_whole(Path(output_dir or "."))
-    folder = Path(asked)
+    folder = Path(asked).expanduser()
     if not (folder / TRAINER_STATE_NAME).is_file() and not any(folder.glob("*.safetensors")):
         fix = "Name a checkpoint-* folder of an output directory."
         raise InputError("resume_from_checkpoint", str(asked), f"a folder that holds {TRAINER_STATE_NAME}", fix)
@@ -44,7 +44,7 @@ def checkpoint_folder(asked: "str | os.PathLike[str] | bool | None", output_dir:
         others = [other.name for other in _newest_first(folder.parent) if why_torn(other) is None]
         fix = f"Name {others[0]}, the newest that is whole." if others else "Start over: no other is whole."
         raise InputError("resume_from_checkpoint", str(asked), f"a whole checkpoint, but {reason}", fix)
-    return os.fspath(asked)
+    return os.fspath(folder)
 
 
 def why_torn(folder: Path) -> str | None:
@@ -97,6 +97,13 @@ def check_fits(checkpoint: str, model: Any) -> None:
     places = {own[name].data_ptr() for name in stored if name in own}  # tied weights are stored once
     once = {name: x for name, x in own.items() if name in stored or x.data_ptr() not in places}
     check_shapes(checkpoint, once, stored)
+
+
+def check_scaler(checkpoint: str, accelerator: Any) -> None:
+    """Raise `InputError` for the checkpoint of a run in fp16 where this one is not: its Trainer has no place for it."""
+    if accelerator.scaler is None and (Path(checkpoint) / "scaler.pt").exists():
+        fix = "Set fp16 as in the run that wrote it, or start over."
+        raise InputError("resume_from_checkpoint", checkpoint, "no scaler.pt, which belongs to fp16", fix)
 
 
 @contextlib.contextmanager

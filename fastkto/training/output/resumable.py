@@ -10,7 +10,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from fastkto.disk import writing
-from fastkto.training.faults.checkpoints import check_fits, checkpoint_folder, written_to_its_end
+from fastkto.training.faults.checkpoints import check_fits, check_scaler, checkpoint_folder, written_to_its_end
 from fastkto.training.output.adapters import load_adapter, save_adapter
 from fastkto.training.output.card import card, write_card
 from fastkto.training.output.folder import owned
@@ -56,6 +56,7 @@ class ResumableTrainer(Trainer):
         if checkpoint is not None:
             if not self._has_own_format:
                 check_fits(checkpoint, self.model)
+            check_scaler(checkpoint, self.accelerator)
             for kept in (self.record, *self.kept):
                 kept.load(checkpoint)
         return checkpoint

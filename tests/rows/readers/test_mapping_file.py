@@ -80,7 +80,7 @@ def test_columns_that_the_user_names_win(helpdesk):
         ("messages: a\nlabel: b\nskip: yes", r"skip: got True, expected `value: meaning` lines"),
         ("messages: a\nlabel: b\neach: [c]", r"each: got \['c'\], expected a path"),
         ("messages: a\nlabel: b\nkeys: c", r"keys: got 'c', expected a list of paths"),
-        ("a: [", r"expected a file in UTF-8 that is YAML or JSON\. The parser says"),
+        ("a: [", r"helpdesk.yaml line 1: got 'a: \[', expected valid YAML"),
     ],
 )
 def test_mapping_files_that_cannot_be_used(helpdesk, text, message):
@@ -96,7 +96,7 @@ def test_readers_that_cannot_be_used(tmp_path):
         InputError, match=r"reader: got 'openwebiu', expected auto, openwebui.*Did you mean 'openwebui'"
     ):
         read_records([ticket()], RowOptions(reader="openwebiu"))
-    with pytest.raises(InputError, match=r"reader: got '.*none.yaml', expected a mapping file that exists"):
+    with pytest.raises(InputError, match=r"reader: got '.*none.yaml', expected a YAML file that exists"):
         read_records([ticket()], RowOptions(reader=str(tmp_path / "none.yaml")))
     with pytest.raises(InputError, match=r"label_column: got 'x', expected nothing beside reader=openwebui"):
         read_records([ticket()], RowOptions(reader="openwebui", label_column="x"))
