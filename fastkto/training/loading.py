@@ -137,19 +137,19 @@ def load_tokenizer(
     return tokenizer
 
 
-def check_saves(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_saves(model: Any) -> None:
     """Raise `InputError` where what goes into every checkpoint beside the weights cannot be saved."""
     source: Any = unwrap_peft(model)
-    parts = {"config": source.config, "generation_config": source.generation_config, "processing_class": tokenizer}
-    for name, part in parts.items():
+    for name in ("config", "generation_config"):
+        part = getattr(source, name)
         with tempfile.TemporaryDirectory() as folder:
             try:
                 if part is not None:
                     part.save_pretrained(folder)
             except (ValueError, TypeError) as error:
                 says = " ".join(str(error).split())
-                fix = f"Mend it, e.g. model.{name}." if name != "processing_class" else "Mend the tokenizer."
-                raise InputError(name, type(part).__name__, f"one that can be saved, but {says}", fix) from error
+                expected = f"one that can be saved, but {says}"
+                raise InputError(name, type(part).__name__, expected, f"Mend model.{name}.") from error
 
 
 def add_adapter(model: Any, peft_config: "PeftConfig", args: KTOConfig) -> Any:

@@ -105,7 +105,7 @@ class KTOTrainer(ResumableTrainer):
         set_seed(args.seed)
         source, model = model if isinstance(model, str) else None, load_policy(model, args, quantization_config)
         tokenizer = load_tokenizer(processing_class, model, args)
-        check_saves(model, tokenizer)
+        check_saves(model)
         self._vocabulary = vocabulary_of(model)
         given = train_dataset, tokenizer, args, self._vocabulary
         train = prepare(*given, name="train", batch_size=args.per_device_train_batch_size)

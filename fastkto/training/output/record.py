@@ -1,5 +1,6 @@
 """`run.json`: what a run was made of, in its folder and each checkpoint; what differs on resume or between ranks."""
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -33,6 +34,9 @@ DECIDES = (
 """Settings whose change makes a curve that no one run has."""
 OF_NO_INTEREST = ("output_dir", "resume_from_checkpoint", "resume_changed", "run_name", "hub_token")
 
+UNSAID = ("accelerator_config", "activation_checkpointing", "dataloader_pin_memory", "disable_tqdm", "report_to")
+"""Settings that have been filled in."""
+
 
 class RunRecord:
     """The settings, and fingerprints of data, base model, adapter and reference; a part of every checkpoint.
@@ -60,8 +64,12 @@ class RunRecord:
 
     def not_defaults(self) -> dict[str, Any]:
         """The settings whose values are not the defaults."""
-        defaults = _plain(type(self.args)(self.args.output_dir, use_cpu=self.args.use_cpu).to_dict())
-        return {k: v for k, v in self.about["settings"].items() if v != defaults.get(k)}
+        defaults = {
+            field.name: field.default_factory() if callable(field.default_factory) else field.default
+            for field in dataclasses.fields(self.args)
+        }
+        given = {k: v for k, v in self.about["settings"].items() if k not in UNSAID and v not in (None, [], {})}
+        return {k: v for k, v in given.items() if v != _plain(defaults.get(k))}
 
     def agree(self, accelerator: Any) -> None:
         """Raise `InputError` on every rank where one was started with something else, and would hang or mix."""

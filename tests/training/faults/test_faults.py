@@ -111,10 +111,22 @@ def test_an_unknown_answer_to_nonfinite_numbers_is_refused(tmp_path):
 # SIGTERM
 
 
+@pytest.fixture
+def as_in_a_terminal():
+    """A background process, or one under nohup, is started with these signals ignored."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def curve(t):
     return [{k: v for k, v in line.items() if "time" not in k and "second" not in k} for line in steps(t)]
 
 
+@pytest.mark.usefixtures("as_in_a_terminal")
 @pytest.mark.parametrize(
     ("told_by", "name", "save"),
     [
@@ -144,6 +156,7 @@ def test_a_signal_saves_a_checkpoint_and_ends(told_by, name, save, tmp_path, war
     assert curve(resumed) == curve(whole)
 
 
+@pytest.mark.usefixtures("as_in_a_terminal")
 def test_a_second_ctrl_c_stops_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(interruption, "PASSED_ON", 0.0)
     t = trainer(tmp_path, callbacks=[At(3, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])])
