@@ -1,6 +1,7 @@
 """From what the trainer is given to a policy, its tokenizer and its adapter, each checked."""
 
 import dataclasses
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -79,10 +80,37 @@ def load_policy(
     kwargs.setdefault("trust_remote_code", args.trust_remote_code)
     kwargs.setdefault("use_safetensors", True)  # a pickle can run code
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(model, **kwargs)
+        loaded, loading = AutoModelForCausalLM.from_pretrained(model, output_loading_info=True, **kwargs)
     except (RuntimeError, OSError, ValueError, SafetensorError) as error:
         raise _why_not_loaded(model, error) or error from error
+    if not left_to_first_rank():
+        _check_complete(loaded, loading)
     return check_weights("model", loaded)
+
+
+def _check_complete(model: PreTrainedModel, loading: dict[str, Any]) -> None:
+    """Raise `InputError` where the file lacks a weight, which would be random, or holds one of a kind that this model
+    has and no place for it; what belongs to other models (heads, towers) is said once. Tied weights are not missing."""
+    missing = sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
+    if missing:
+        fix = "They would be random: correct its config (e.g. num_hidden_layers), or download it again."
+        raise InputError("model", f"no {_named(missing)} in its file", "a file with every weight of its config", fix)
+    own = {re.sub(r"\d+", "#", name) for name, _ in model.named_parameters()}
+    modules = {name.rpartition(".")[0] for name in own if name.endswith(".weight")}
+    left = sorted(loading["unexpected_keys"])
+    kinds = {name: re.sub(r"\d+", "#", name) for name in left}
+    misplaced = [name for name, kind in kinds.items() if kind in own or kind.rpartition(".")[0] in modules]
+    if misplaced:
+        fix = "It would be another model without them: correct its config (e.g. num_hidden_layers, attention_bias)."
+        raise InputError("model", f"{_named(misplaced)} in its file", "a config with a place for every weight", fix)
+    if left:
+        logger.warning(
+            f"The file of the model also holds {_named(left)}, for which a causal language model has no use."
+        )
+
+
+def _named(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _why_not_loaded(model: str, error: Exception) -> InputError | None:
