@@ -80,9 +80,10 @@ def load_policy(
     kwargs.setdefault("trust_remote_code", args.trust_remote_code)
     kwargs.setdefault("use_safetensors", True)  # a pickle can run code
     try:
-        loaded, loading = AutoModelForCausalLM.from_pretrained(model, output_loading_info=True, **kwargs)
+        both: Any = AutoModelForCausalLM.from_pretrained(model, output_loading_info=True, **kwargs)
     except (RuntimeError, OSError, ValueError, SafetensorError) as error:
         raise _why_not_loaded(model, error) or error from error
+    loaded, loading = both
     if not left_to_first_rank():
         _check_complete(loaded, loading)
     return check_weights("model", loaded)
