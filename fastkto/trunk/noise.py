@@ -17,11 +17,12 @@ from fastkto.batch.layout import Layout
 def noise_by_row(base: Any, lengths: Any) -> Iterator[None]:
     """Inside the block the noise that training asked for, if any, goes by `lengths()`: the tokens of the row of each
     place, in a tensor that broadcasts to (B, T)."""
-    embedding = base.get_input_embeddings()
-    alpha = getattr(embedding, "neftune_noise_alpha", None)
-    if not alpha or not embedding.training:
+    marked = [x for x in base.modules() if vars(x).get("neftune_noise_alpha") and x.training] if base.training else []
+    if not marked:
         yield
         return
+    (embedding,) = marked
+    alpha = embedding.neftune_noise_alpha
     widths = alpha / lengths().to(embedding.weight.device).clamp(min=1)[..., None].sqrt()
 
     def add(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:

@@ -216,7 +216,12 @@ def check_head(model: PreTrainedModel) -> None:
         return z if head.softcap is None else head.softcap * torch.tanh(z / head.softcap)
 
     with torch.no_grad(), evaluating(model):
-        own, ours = model(input_ids=ids).logits.float(), model(input_ids=ids, scorer=Scorer(logits))
+        own = model(input_ids=ids).logits.float()
+        try:
+            ours = model(input_ids=ids, scorer=Scorer(logits))
+        except (RuntimeError, AttributeError, TypeError, NotImplementedError) as error:
+            expected = f"a head that takes the hidden states of its model, but: {' '.join(str(error).split())}"
+            raise InputError("model", type(model).__name__, expected, "This model is not supported.") from error
     if not (own - ours).abs().max() <= 0.02 * own.abs().max():  # a few bf16 roundings; a scale misses by a factor
         expected = "logits that are softcap * tanh(scale * output_embeddings(hidden_states) / softcap)"
         raise InputError("model", type(model).__name__, expected, "This model's head is not supported.")
