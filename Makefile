@@ -14,7 +14,7 @@ PYTHON313 ?= python3.13
 GPU_OUT ?= benchmarks/results
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo demo-imbalanced test test-slow lint types floors pytest bits matrix install-lines install sanitize faults templates compat bench hub gpu gpu-head gpu-tests compile-table results package clean
+.PHONY: help demo demo-imbalanced test test-slow lint types floors pytest bits matrix install-lines install sanitize faults templates families compat bench hub gpu gpu-head gpu-tests compile-table results package clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -68,6 +68,9 @@ faults: $(VENV)/.dev  ## every fault and bad input: what was lost, and the messa
 
 templates: $(VENV)/.dev  ## 16 conversations under every chat template that TRL ships: stock's ids, or refused by both
 	PYTHONPATH=tests:tests/helpers HF_HUB_OFFLINE=1 $(PY) -m conversations
+
+families: $(VENV)/.dev  ## every causal-LM family that transformers has, tiny: packed, padded or row by row, against stock (minutes)
+	PYTHONPATH=tests:tests/helpers OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m sweep --results benchmarks/results
 
 compat: $(VENV)/.dev  ## one environment a host pin, each host's own test in it (slow); HOSTS="liger-0.8.5 ..." picks, SMOLLM2=FOLDER adds that model
 	$(PY) tests/compat/environments.py --at build/compat $(HOSTS)

@@ -37,25 +37,35 @@ class PaddedBatch(TypedDict, total=False):
     """B: how much each row counts in the loss; absent where all count 1. No tensor: DeepSpeed would cast it."""
     num_tokens: int
     """Tokens of the targets, padding not counted; on the host."""
+    row_lengths: list[int]
+    """B: tokens of each row, where the rows run one by one, without padding; on the host."""
     KL_input_ids: torch.Tensor
     KL_attention_mask: torch.Tensor
     KL_logit_index: torch.Tensor
     KL_targets: torch.Tensor
     KL_cu_seqlens: list[int]
     KL_row_keys: list[bytes]
+    KL_row_lengths: list[int]
 
 
 class PaddingCollator:
     """Builds a `PaddedBatch` from the rows that `streams` takes; its errors are those of `streams`.
 
-    The first token of a row has no position to its left: after an empty prompt it is not scored.
+    The first token of a row has no position to its left: after an empty prompt it is not scored. `one_by_one`: each
+    row is to run in a forward of its own, for models that would let it depend on the others' lengths.
     """
 
     def __init__(
-        self, pad_token_id: int, max_length: int | None, *, kl: bool = True, pad_to_multiple_of: int | None = None
+        self,
+        pad_token_id: int,
+        max_length: int | None,
+        *,
+        kl: bool = True,
+        pad_to_multiple_of: int | None = None,
+        one_by_one: bool = False,
     ) -> None:
         self.pad_token_id, self.max_length = pad_token_id, max_length
-        self.kl, self.pad_to_multiple_of = kl, pad_to_multiple_of
+        self.kl, self.pad_to_multiple_of, self.one_by_one = kl, pad_to_multiple_of, one_by_one
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> PaddedBatch:
         """The batch of these rows, in their order."""
@@ -81,7 +91,8 @@ class PaddingCollator:
             index += range(row * length + first - 1, row * length + len(ids) - 1)
             targets += ids[first:]
             cu_seqlens.append(len(index))
-        return {
+        one_by_one = {f"{prefix}row_lengths": [len(ids) for ids in rows]} if self.one_by_one else {}
+        return one_by_one | {
             f"{prefix}input_ids": ids_BL,
             f"{prefix}attention_mask": attention_BL,
             f"{prefix}logit_index": torch.tensor(index, dtype=torch.int64),

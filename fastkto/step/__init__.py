@@ -8,6 +8,7 @@ and the sums that a log line is made of.
     reference_model  a frozen copy, or the policy with its adapter off or as it was at the start; the fingerprint
     logp_cache       the reference's log-probs on disk: the SQLite file
     probe            is packing right for this model? Tried on a few rows before training, answered with a reason
+    lengths          the same for padded batches and at every length; later tokens, and learned positions
     metrics          what is logged: the sums of a micro-step, and the figures of a line (`docs/metrics.md`)
 
 A cached log-prob is found by the fingerprint of the model and the content key of its row (`batch/targets_and_kl`).

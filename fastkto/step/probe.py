@@ -26,6 +26,8 @@ ROWS, LENGTH = 4, 256  # a few short rows: the probe must need less memory than 
 NO_WEIGHTS = "its weights are not here to try it"
 NOISES = 4  # how far packed may be from padded, in units of what rounding does to padded
 
+FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError, AssertionError)
+
 Logps = dict[tuple[str, bytes], float]
 
 
@@ -44,25 +46,24 @@ def why_not_packed(
     run = run._replace(max_tokens=None)
     changed = _one_changed(rows)
     try:
-        with _without_dropout(model), torch.no_grad():
-            expected, expected_changed = _score(run, padded(rows)), _score(run, padded(changed))
-            with _rounding_errors(unwrap_peft(model)):
-                noisy = _score(run, padded(rows))
-            ours, ours_changed = _score(run, packed(rows)), _score(run, packed(changed))
+        with without_dropout(model), torch.no_grad():
+            expected, expected_changed = score(run, padded(rows)), score(run, padded(changed))
+            with rounding_errors(unwrap_peft(model)):
+                noisy = score(run, padded(rows))
+            ours, ours_changed = score(run, packed(rows)), score(run, packed(changed))
     except CannotPack as error:
         return str(error)
     except (InputError, torch.OutOfMemoryError):  # about the user's input or machine, not about packing
         raise
-    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as error:
+    except FAILURES as error:
         return f"its forward fails on a packed sequence ({type(error).__name__}: {error})"
-    noise = _largest_gap(noisy, expected)
-    allowed = NOISES * noise + 16 * torch.finfo(torch.float32).eps * max(map(abs, expected.values()))
+    noise, allowed = largest_gap(noisy, expected), allowed_gap(noisy, expected)
     # experts compute in groups of tokens of every row; whether a padded batch shows it is a matter of luck
     grouped = any(name.rpartition(".")[2] == "experts" for name, _ in model.named_modules())
-    independent = not grouped and _largest_gap(expected, expected_changed) == 0.0
-    if not _largest_gap(ours, ours_changed) <= (0.0 if independent else allowed):
+    independent = not grouped and largest_gap(expected, expected_changed) == 0.0
+    if not largest_gap(ours, ours_changed) <= (0.0 if independent else allowed):
         return "a row's log-probs change with the tokens of another row: its layers mix the sequence"
-    worst = _largest_gap(ours, expected)
+    worst = largest_gap(ours, expected)
     if not worst <= allowed:
         return f"packed log-probs differ from padded ones by {worst:.3g} nats per row (rounding: {noise:.3g})"
     return None
@@ -98,10 +99,10 @@ def window_of(config: Any) -> int | None:
     return min((window for window in windows if isinstance(window, int)), default=None)
 
 
-def _score(run: ModelRun, batch: Any) -> Logps:
+def score(run: ModelRun, batch: Any) -> Logps:
     """Log-prob by content: (stream, key of the pair) -> nats."""
     device = next(run.model.parameters()).device
-    logps = dict(zip(("", "KL_"), row_logps(run, _on(batch, device)), strict=True))
+    logps = dict(zip(("", "KL_"), row_logps(run, moved_to(batch, device)), strict=True))
     return {
         (prefix, key): value
         for prefix, values in logps.items()
@@ -119,21 +120,29 @@ def _one_changed(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [*rows[:middle], row | other, *rows[middle + 1 :]]
 
 
-def _largest_gap(a: Logps, b: Logps) -> float:
+def largest_gap(a: Logps, b: Logps) -> float:
     """NaN where one is."""
     gaps = [abs(a[key] - b[key]) for key in a.keys() & b.keys()]
     return math.nan if any(map(math.isnan, gaps)) else max(gaps, default=0.0)
 
 
-def _on(batch: Batch, device: torch.device) -> Batch:
+def allowed_gap(noisy: Logps, expected: Logps) -> float:
+    """How far log-probs may be from those expected, in nats, where rounding moves those so far."""
+    eps = torch.finfo(torch.float32).eps
+    return NOISES * largest_gap(noisy, expected) + 16 * eps * max(map(abs, expected.values()))
+
+
+def moved_to(batch: Batch, device: torch.device) -> Batch:
+    """The batch on a device."""
     moved = {key: x.to(device) if isinstance(x, torch.Tensor) else x for key, x in batch.items()}
     if "sequences" in batch:
-        moved["sequences"] = [_on(sequence, device) for sequence in batch["sequences"]]
+        moved["sequences"] = [moved_to(sequence, device) for sequence in batch["sequences"]]
     return moved
 
 
 @contextmanager
-def _without_dropout(model: nn.Module) -> Iterator[None]:
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode, each of its modules back in its own afterwards."""
     before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -144,7 +153,7 @@ def _without_dropout(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _rounding_errors(model: Any) -> Iterator[None]:
+def rounding_errors(model: Any) -> Iterator[None]:
     """Every layer's output off by up to a unit in the last place of what it computes in."""
     kind = model.device.type
     generator = torch.Generator().manual_seed(0)

@@ -15,6 +15,7 @@ from fastkto.engines import left_to_first_rank, partitioned, whole_shape
 from fastkto.errors import InputError, keywords_of, require
 from fastkto.step.reference_model import StartingWeights, check_separate, frozen_copy
 from fastkto.training.checks import check_revision, check_settings
+from fastkto.training.faults.incomplete import check_complete, why_not_loaded
 from fastkto.trunk.modules import content, first_non_finite, is_peft_model, unwrap_peft
 
 if TYPE_CHECKING:
@@ -85,27 +86,15 @@ def load_policy(
     kwargs.setdefault("use_safetensors", True)  # a pickle can run code
     try:
         with keywords_of("model_init_kwargs", args.model_init_kwargs):
-            loaded = AutoModelForCausalLM.from_pretrained(model, **kwargs)
+            both: Any = AutoModelForCausalLM.from_pretrained(model, output_loading_info=True, **kwargs)
     except InputError:
         raise
     except (RuntimeError, OSError, ValueError, SafetensorError) as error:
         raise why_not_loaded(model, error) or error from error
+    loaded, loading = both
+    if not left_to_first_rank():
+        check_complete(loaded, loading)
     return check_weights("model", loaded)
-
-
-def why_not_loaded(model: str, error: Exception) -> InputError | None:
-    """What transformers and safetensors say of a model that cannot be loaded, where it can be said better."""
-    if isinstance(error, SafetensorError):
-        return InputError("model", model, f"complete weights, but: {error}", "Download it again.")
-    if isinstance(error, RuntimeError) and "mismatch" in str(error):
-        fix = "Its config and its weights are of two models: download it again."
-        return InputError("model", model, "weights of the shapes that its config names", fix)
-    if isinstance(error, OSError) and any(Path(model).glob("pytorch_model*.bin")):
-        fix = "A pickle can run code. Convert it with `save_pretrained` if you trust it."
-        return InputError("model", model, "weights in safetensors, not in a pickle", fix)
-    if "Unrecognized configuration class" in str(error):
-        return InputError("model", model, "a causal language model", "Its config is of another kind of model.")
-    return None
 
 
 def load_tokenizer(

@@ -9,6 +9,7 @@ In: a model and a batch of `batch/`. Out: what the scorer returns; it runs insid
     attention    the function that transformers calls: the keywords it takes, and the models it refuses
     segments     attention one row at a time on any device: windows (in positions, KL rows too), dropout, softcap
     varlen       the same for all rows in one CUDA kernel
+    noise        NEFTune's noise on the embeddings, by each row's own length
     heap         memory that the C library keeps, given back between layers
 
 The sequence [x1 y1 | x2 y2 || y'1 y'2] of `batch/` again. A target attends to its own row up to itself, a KL row to its

@@ -47,6 +47,17 @@ def find_head(model: PreTrainedModel) -> Head:
     return Head(module, softcap, float(divisor) if config.model_type == "hyperclovax" else 1.0 / float(divisor))
 
 
+def find_base(model: PreTrainedModel) -> Any:
+    """The model below its head. Llama 4 names another attribute as its base than it has."""
+    if model.base_model is not model:
+        return model.base_model
+    inner = [child for child in model.children() if isinstance(child, PreTrainedModel)]
+    if len(inner) == 1:
+        return inner[0]
+    fix = "This model is not supported."
+    raise InputError("model", type(model).__name__, "a head on one model that transformers can name", fix)
+
+
 def load_balancing_loss(
     model: PreTrainedModel, outputs: Any, attention_mask: torch.Tensor | None
 ) -> torch.Tensor | None:

@@ -7,7 +7,7 @@ import torch
 
 from fastkto.config import KTOConfig
 from fastkto.trunk.modules import aux_loss_coef, find_head, unwrap_peft
-from fastkto.trunk.scorer import Batch, PackedScorer, PaddedScorer, Scored, Scorer
+from fastkto.trunk.scorer import Batch, PackedScorer, PaddedScorer, Scored, Scorer, padded_length
 
 Result = TypeVar("Result")
 
@@ -79,7 +79,8 @@ def _run_padded(run: ModelRun, batch: Batch, rows: slice, score: Callable[[Score
 
 
 def _padded_inputs(batch: Batch, rows: slice, prefix: str) -> Batch:
-    return {name: batch[f"{prefix}{name}"][rows] for name in ("input_ids", "attention_mask")}
+    length = padded_length(batch, rows, prefix)
+    return {name: batch[f"{prefix}{name}"][rows, :length] for name in ("input_ids", "attention_mask")}
 
 
 def _call(run: ModelRun, scorer: Scorer, inputs: Batch, *, router_logits: bool) -> Any:
@@ -89,6 +90,8 @@ def _call(run: ModelRun, scorer: Scorer, inputs: Batch, *, router_logits: bool) 
 
 def _row_parts(run: ModelRun, batch: Batch) -> list[slice]:
     rows = len(batch["input_ids"])
+    if "row_lengths" in batch:
+        return [slice(row, row + 1) for row in range(rows)]
     length = max(batch[name].shape[1] for name in ("input_ids", "KL_input_ids") if name in batch)
     at_once = rows if run.max_tokens is None else max(1, run.max_tokens // max(1, length))
     return [slice(start, min(start + at_once, rows)) for start in range(0, rows, at_once)]

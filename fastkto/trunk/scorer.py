@@ -28,7 +28,16 @@ from fastkto.batch import Layout
 from fastkto.engines import absent
 from fastkto.errors import InputError
 from fastkto.trunk.layer_split import packed_forward
-from fastkto.trunk.modules import Head, evaluating, find_head, is_peft_model, load_balancing_loss, unwrap_peft
+from fastkto.trunk.modules import (
+    Head,
+    evaluating,
+    find_base,
+    find_head,
+    is_peft_model,
+    load_balancing_loss,
+    unwrap_peft,
+)
+from fastkto.trunk.noise import noise_by_row, packed_lengths
 
 Batch = dict[str, Any]
 
@@ -102,7 +111,8 @@ class PackedScorer(Scorer):
     @torch.compiler.disable  # the rows' lengths are host integers: every batch would be compiled anew
     def run_layers(self, base: Any, *args: Any, **kwargs: Any) -> Any:
         """Every layer in two parts, targets with a graph and KL rows without."""
-        return packed_forward(self.layout, base, *args, **kwargs)
+        with noise_by_row(base, lambda: packed_lengths(self.layout)):
+            return packed_forward(self.layout, base, *args, **kwargs)
 
     def score(self, hidden: torch.Tensor, head: Head, aux_loss: torch.Tensor | None) -> Any:
         """Of hidden states (1, T, D)."""
@@ -128,17 +138,29 @@ class PaddedScorer(Scorer):
     ) -> None:
         super().__init__(then)
         cu_seqlens = batch[f"{prefix}cu_seqlens"]
-        self.length = batch[f"{prefix}input_ids"].shape[1]
+        self.length = padded_length(batch, rows, prefix)
         part = slice(cu_seqlens[rows.start], cu_seqlens[rows.stop])
-        self.index = batch[f"{prefix}logit_index"][part] - rows.start * self.length
+        self.index = batch[f"{prefix}logit_index"][part] - rows.start * batch[f"{prefix}input_ids"].shape[1]
         self.targets = batch[f"{prefix}targets"][part]
         self.cu_seqlens = [end - part.start for end in cu_seqlens[rows.start : rows.stop + 1]]
         self.kl: tuple[torch.Tensor | None, torch.Tensor | None, list[int] | None] = kl or (None, None, None)
+
+    def run_layers(self, base: Any, *args: Any, **kwargs: Any) -> Any:
+        """The model below its head, on rows behind which there is padding."""
+        with noise_by_row(base, lambda: kwargs["attention_mask"].sum(1, keepdim=True).float()):
+            return super().run_layers(base, *args, **kwargs)
 
     def score(self, hidden: torch.Tensor, head: Head, aux_loss: torch.Tensor | None) -> Any:
         """Of hidden states (B, L, D); prompt-learning adapters put virtual tokens in front."""
         hidden_ND = hidden[:, -self.length :].flatten(0, 1).index_select(0, self.index)
         return self.then(Scored(head, hidden_ND, self.targets, self.cu_seqlens, *self.kl, aux_loss))
+
+
+def padded_length(batch: Batch, rows: slice, prefix: str) -> int:
+    """How long these rows of a padded batch run: rows that run one by one leave their padding out."""
+    if "row_lengths" in batch:
+        return int(batch[f"{prefix}row_lengths"][rows.start])
+    return int(batch[f"{prefix}input_ids"].shape[1])
 
 
 def teach_scorer(model: nn.Module, *, check: bool = True) -> None:
@@ -169,7 +191,7 @@ def install_scorer(model: PreTrainedModel) -> None:
     def forward(self: Any, *args: Any, scorer: Scorer | None = None, **kwargs: Any) -> Any:
         if scorer is None:
             return own.__func__(self, *args, **kwargs) if method else own(*args, **kwargs)
-        outputs = scorer.run_layers(self.base_model, *args, **kwargs)
+        outputs = scorer.run_layers(find_base(self), *args, **kwargs)
         aux_loss = load_balancing_loss(self, outputs, kwargs.get("attention_mask"))
         return scorer.in_head(outputs.last_hidden_state, find_head(self), aux_loss)
 
@@ -194,7 +216,12 @@ def check_head(model: PreTrainedModel) -> None:
         return z if head.softcap is None else head.softcap * torch.tanh(z / head.softcap)
 
     with torch.no_grad(), evaluating(model):
-        own, ours = model(input_ids=ids).logits.float(), model(input_ids=ids, scorer=Scorer(logits))
+        own = model(input_ids=ids).logits.float()
+        try:
+            ours = model(input_ids=ids, scorer=Scorer(logits))
+        except (RuntimeError, AttributeError, TypeError, NotImplementedError) as error:
+            expected = f"a head that takes the hidden states of its model, but: {' '.join(str(error).split())}"
+            raise InputError("model", type(model).__name__, expected, "This model is not supported.") from error
     if not (own - ours).abs().max() <= 0.02 * own.abs().max():  # a few bf16 roundings; a scale misses by a factor
         expected = "logits that are softcap * tanh(scale * output_embeddings(hidden_states) / softcap)"
         raise InputError("model", type(model).__name__, expected, "This model's head is not supported.")

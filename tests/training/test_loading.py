@@ -1,11 +1,15 @@
 """From what the trainer is given to a policy, a tokenizer and an adapter: each checked, each error named."""
 
+import json
+from pathlib import Path
+
 import peft
 import pytest
 import torch
 import trl
 from datasets import Dataset, DatasetDict
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from stock_models import family
 from tiny import tiny_llama, tiny_tokenizer
 from tiny_trainer import config, noisy, rows, trainer
 
@@ -186,3 +190,48 @@ def test_names_that_trl_has(tmp_path):
     assert t.aux_loss_enabled is False
     with pytest.raises(TypeError, match="^train_dataset: got 'DatasetDict'"):
         trainer(tmp_path, train_dataset=DatasetDict(train=Dataset.from_list([])))
+
+
+def with_config(folder, **changes):
+    path = Path(folder) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 4}, "^model: got 'no model.layers.2.* and .* more in its file', expected a file with"),
+        ({"num_hidden_layers": 1}, "^model: got 'model.layers.1.* in its file', expected a config with a place"),
+        ({"attention_bias": True}, "^model: got 'no model.layers.0.self_attn.k_proj.bias and"),
+        ({"vocab_size": 300, "ignore": True}, "^model: got 'no (lm_head|model.embed_tokens).weight"),
+    ],
+    ids=["layers missing", "layers left over", "biases missing", "another vocabulary"],
+)
+def test_weights_that_config_and_file_do_not_agree_on_are_refused_by_name(changes, message, folder, tmp_path):
+    kwargs = {"ignore_mismatched_sizes": True} if changes.pop("ignore", False) else None
+    with pytest.raises(InputError, match=message):
+        load_policy(with_config(folder, **changes), config(tmp_path, model_init_kwargs=kwargs), None)
+
+
+def test_tied_weights_are_not_missing(tmp_path):
+    family("Llama tied").save_pretrained(tmp_path / "model")
+    assert "lm_head.weight" not in load_file(tmp_path / "model" / "model.safetensors")
+    load_policy(str(tmp_path / "model"), config(tmp_path), None)
+
+
+def test_weights_that_are_another_models_are_said_once(folder, tmp_path, warnings):
+    file = Path(folder) / "model.safetensors"
+    leftovers = {"v_head.weight": torch.ones(1, 4), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
+    save_file(load_file(file) | leftovers, file, metadata={"format": "pt"})
+    load_policy(folder, config(tmp_path), None)
+    assert [line for line in warnings.messages if "v_head.weight, for which" in line]
+
+
+def test_a_bias_that_the_model_has_no_place_for_is_refused(folder, tmp_path):
+    file = Path(folder) / "model.safetensors"
+    save_file(
+        load_file(file) | {"model.layers.0.self_attn.q_proj.bias": torch.ones(4)}, file, metadata={"format": "pt"}
+    )
+    with pytest.raises(InputError, match="^model: got 'model.layers.0.self_attn.q_proj.bias in its file'"):
+        load_policy(folder, config(tmp_path), None)
