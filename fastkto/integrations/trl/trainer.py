@@ -89,7 +89,7 @@ class KTOTrainer(_TRL):
         plain = find_head(unwrap_peft(self.model)).plain
         self._model_run = ModelRun(self.model, plain_head=plain, router_logits=self.aux_loss_enabled)
         names = ("loss_type", "max_length", "pad_to_multiple_of", "bf16", "fp16", "torch_compile")
-        given = {name: getattr(self.args, name) for name in names}
+        given = {name: getattr(self.args, name) for name in (*names, "per_device_train_batch_size")}
         options: Any = SimpleNamespace(packing=None, max_tokens_per_forward=None, **given)
         own = self.data_collator
         collator = choose_collator(self._model_run, self.train_dataset, options, pad_token_id=own.pad_token_id)
