@@ -112,6 +112,7 @@ def train(trainer: "KTOTrainer", given: dict[str, Any]) -> None:
     """
     from fastkto.cli.options.yaml_config import write_config
     from fastkto.disk import writing
+    from fastkto.training.output.record import without_secrets
 
     config = trainer.args
     for line in trainer.data_lines:
@@ -120,7 +121,7 @@ def train(trainer: "KTOTrainer", given: dict[str, Any]) -> None:
     folder = config.output_dir or "."
     with writing("output_dir", folder, "the trained model"):
         if config.should_save:
-            file = write_config(folder, given)
+            file = write_config(folder, without_secrets(given))
             trainer.rerun = f"fastkto train {file} --output_dir ANOTHER_FOLDER"
         trainer.save_model(folder)
     adapter = trainer.record.about["adapter"]

@@ -17,6 +17,7 @@ from fastkto.engines import exchanged, part_of, whole
 from fastkto.errors import InputError
 from fastkto.trunk.modules import is_peft_model, unwrap_peft
 
+WRAPPERS = ("_checkpoint_wrapped_module.", "_fsdp_wrapped_module.", "_orig_mod.")
 NOT_COMPUTED_WITH = ("_name_or_path", "transformers_version", "use_cache")
 
 
@@ -65,24 +66,39 @@ class StartingWeights:
         """Inside the block the model computes what it did at the start."""
         flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         off: Any = model.disable_adapter() if self.adapter_off else contextlib.nullcontext()
-        self._exchange(model)
+        parameters = self._parameters(model)
+        for name, parameter in parameters.items():
+            if name not in self._parts:
+                self._parts[name] = part_of(parameter, self._whole[name])
+        exchanged_ones: list[str] = []
+        torch.clear_autocast_cache()  # which would go on with what it has cast
         try:
+            for name, parameter in parameters.items():
+                self._parts[name] = exchanged(parameter, self._parts[name])
+                exchanged_ones.append(name)
             with contextlib.ExitStack() as stack:
                 with warnings.catch_warnings(action="ignore"):  # peft's, of trained biases: they are put back
                     stack.enter_context(off)
                 yield
         finally:
-            self._exchange(model)
+            torch.clear_autocast_cache()
+            for name in exchanged_ones:
+                self._parts[name] = exchanged(parameters[name], self._parts[name])
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
 
-    def _exchange(self, model: Any) -> None:
-        torch.clear_autocast_cache()  # which would go on with what it has cast
+    def _parameters(self, model: Any) -> dict[str, Any]:
+        """Those that stand at the names of the start, whatever an engine has wrapped around their modules."""
+        found = {}
         for name, parameter in model.named_parameters():
+            for wrapper in WRAPPERS:
+                name = name.replace(wrapper, "")
             if name in self._whole:
-                if name not in self._parts:
-                    self._parts[name] = part_of(parameter, self._whole[name])
-                self._parts[name] = exchanged(parameter, self._parts[name])
+                found[name] = parameter
+        if missing := sorted(self._whole.keys() - found.keys()):
+            fix = "Pass ref_model, or train without what renames the model's layers."
+            raise InputError("model", f"no weight {missing[0]!r}", "the weights that it had at the start", fix)
+        return found
 
     def save(self, checkpoint: str | Path) -> None:
         """Put the weights into a checkpoint: a run that goes on from it has the reference of the one that began."""

@@ -216,6 +216,9 @@ def policy_and_reference(
 ) -> Models:
     """The policy and its reference. `source`: the id or folder that the policy was loaded from, where it was."""
     start = None
+    for each in (model, ref_model):  # a mark of an earlier trainer, with which this one would leave autocast out
+        if each is not None:
+            vars(each).pop("_is_accelerate_prepared", None)
     if peft_config is not None:
         model, start = _with_new_adapter(model, peft_config, args)
     elif is_peft_model(model):

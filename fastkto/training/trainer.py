@@ -115,7 +115,7 @@ class KTOTrainer(ResumableTrainer):
         model, reference_model, start = policy_and_reference(model, ref_model, args, peft_config, source)
         check_trained(model, optimizers[0])
         self._finite, self._interruption = FiniteWatch(args.on_nonfinite), Interruption()
-        self._start = StartCheck(start)
+        self._start = StartCheck(start, args)
         watches = [MetricsFile(), self._finite, self._interruption, LogAtCheckpoint(), CollapseWatch()]
         with no_folder_left(args.output_dir):
             super().__init__(

@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 
 from fastkto.errors import InputError
 
+CHUNK = 2**20
+
 
 class Head(NamedTuple):
     """The LM head of a model as the scorer needs it."""
@@ -115,12 +117,16 @@ def first_non_finite(model: nn.Module) -> str | None:
 
 
 def content(parameter: Any) -> int:
-    """A number that another content would hardly have, the same in whatever order it is added up."""
+    """A number that another content, or the same in other places, would hardly have; the same on every machine."""
     held = getattr(parameter, "ds_tensor", parameter).detach()
     if held.is_meta:
         return 0
-    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[held.element_size()]
-    return int(held.view(whole).sum(dtype=torch.int64))
+    bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[held.element_size()]
+    places = torch.arange(1, 1 + min(held.numel(), CHUNK), device=held.device)
+    total = 0
+    for part in held.reshape(-1).view(bits).split(CHUNK):
+        total = (total * 31 + int((part.to(torch.int64) * places[: len(part)]).sum())) % 2**61
+    return total
 
 
 def aux_loss_coef(model: PreTrainedModel, asked: float | None) -> float:

@@ -11,6 +11,7 @@ from tiny_trainer import logp, noisy, rows, steps, trainer
 from tolerance import assert_close, assert_within
 
 from fastkto.errors import InputError
+from fastkto.step import reference_model
 
 
 def reference_logps(t, index=(0, 1, 2, 3)):
@@ -194,6 +195,50 @@ def test_the_reference_is_the_model_as_it_was_given(changes, passed_in, tmp_path
     first = steps(t)[0]
     assert first["kl/raw"] == first["rewards/chosen"] == first["rewards/rejected"] == 0.0
     assert torch.equal(reference_logps(t), before)
+
+
+def test_a_model_in_its_second_trainer_starts_at_zero(tmp_path):
+    """accelerate left autocast out of the second, for the mark of the first."""
+    model = tiny_llama()
+    trainer(tmp_path / "first", model=model, bf16=True).train()
+    again = trainer(tmp_path / "second", model=model, bf16=True, max_steps=1)
+    again.train()
+    assert steps(again)[0]["kl/raw"] == 0.0
+
+
+def test_an_interruption_within_the_exchange_leaves_the_policy_as_it_was(tmp_path, monkeypatch):
+    t = trainer(tmp_path, model=tuned_adapter())
+    moved(t)
+    start = next(kept for kept in t.kept if hasattr(kept, "in_place"))
+    before = {name: x.detach().clone() for name, x in t.model.named_parameters()}
+    calls, stock = [], reference_model.exchanged
+
+    def third_fails(parameter, part):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return stock(parameter, part)
+
+    monkeypatch.setattr(reference_model, "exchanged", third_fails)
+    with pytest.raises(KeyboardInterrupt), start.in_place(t.model):
+        pass
+    assert all(torch.equal(x, before[name]) for name, x in t.model.named_parameters())
+
+
+def test_a_wrapper_that_renames_layers_hides_no_weight(tmp_path):
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    t = trainer(tmp_path, model=tuned_adapter())
+    start = next(kept for kept in t.kept if hasattr(kept, "in_place"))
+    layers = t.model.get_base_model().model.layers
+    layers[0] = checkpoint_wrapper(layers[0])
+    moved_weight = next(x for name, x in t.model.named_parameters() if "layers.0" in name and "lora_B" in name)
+    before = moved_weight.detach().clone()
+    with torch.no_grad():
+        moved_weight += 1
+    with start.in_place(t.model):
+        assert torch.equal(moved_weight, before)
+    assert torch.equal(moved_weight, before + 1)
 
 
 def test_two_active_adapters_stay_active(tmp_path):

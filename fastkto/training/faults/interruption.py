@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,10 +48,11 @@ class Interruption(TrainerCallback):
     def _on_signal(self, number: int, frame: object) -> None:
         told = signal.Signals(number)
         if told is signal.SIGINT:
-            first, self._pressed = self._pressed, time.monotonic()
-            if first is None:  # not by the log, which may be what was interrupted
+            now = time.monotonic()
+            if self._pressed is None:  # not by the log, which may be what was interrupted
+                self._pressed = now
                 os.write(2, b"\nCtrl-C: this step is finished, then saved. Once more stops at once.\n")
-            elif self._pressed - first > PASSED_ON:
+            elif now - self._pressed > PASSED_ON:
                 raise KeyboardInterrupt
         self.asked = self.asked or told  # a launcher and a scheduler may both send SIGTERM: no reason to leave faster
 
@@ -77,9 +79,13 @@ class Interruption(TrainerCallback):
         if self.stopped is None:
             return
         if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            saved = (
+                f"saved in {folder}. Resume" if folder.is_dir() else "which no checkpoint holds. Resume an earlier one"
+            )
             logger.warning(
-                f"{NAMES[self.stopped]}: stopped after step {state.global_step}, saved in "
-                f"{args.output_dir}/checkpoint-{state.global_step}. Resume with resume_from_checkpoint=true."
+                f"{NAMES[self.stopped]}: stopped after step {state.global_step}, {saved} with "
+                "resume_from_checkpoint=true."
             )
         if self.stopped is signal.SIGINT:
             raise KeyboardInterrupt

@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers.utils import logging
 
+from fastkto.config import KTOConfig
 from fastkto.head.fused_kto import FusedKTO
 from fastkto.step.reference_model import StartingWeights
 
@@ -17,8 +18,9 @@ class StartCheck:
     which is its reference (TRL's rule).
     """
 
-    def __init__(self, start: StartingWeights | None) -> None:
-        self.start = start
+    def __init__(self, start: StartingWeights | None, args: KTOConfig) -> None:
+        noisy = bool(args.neftune_noise_alpha) or not args.disable_dropout  # which the reference is without
+        self.start = None if noisy else start
 
     def __call__(self, out: FusedKTO, beta: float, state: Any) -> None:
         """Look at the first micro-batch of a run that was not resumed; waits for the device that once."""

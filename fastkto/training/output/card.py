@@ -16,12 +16,16 @@ FIGURES = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rew
 def write_card(folder: Path, text: str) -> None:
     """Put the card into the folder, in the place of one by us or by peft; anyone else's stays."""
     path = folder / FILE
-    if path.is_file():
-        before = path.read_text(encoding="utf-8", errors="replace")
-        if MARK not in before and "library_name: peft" not in before:
-            logger.warning(f"{path} is not a model card of ours: it stays, and none is written.")
-            return
+    if path.is_file() and not is_ours(path):
+        logger.warning(f"{path} is not a model card of ours: it stays, and none is written.")
+        return
     path.write_text(text, encoding="utf-8")
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a README is a card by us or by peft."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return MARK in text or "library_name: peft" in text
 
 
 def card(

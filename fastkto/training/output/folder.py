@@ -12,6 +12,8 @@ from transformers.utils import logging
 
 from fastkto.disk import METRICS_FILE, writing
 from fastkto.errors import InputError
+from fastkto.training.output.card import FILE as CARD
+from fastkto.training.output.card import is_ours
 from fastkto.training.output.record import FILE as RECORD
 
 logger = logging.get_logger(__name__)
@@ -21,8 +23,9 @@ OF_A_RUN = ("checkpoint-*", METRICS_FILE, RECORD)
 """What shows that a run was here."""
 ITS_RESULTS = (
     *("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*", "config.json", "generation_config.json"),
-    *("adapter_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
-    *("chat_template*", "trainer_state.json", "training_args.bin", "README.md", "report.png", "run.yaml"),
+    *("adapter_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.*", "merges.txt", "chat_template.jinja", "trainer_state.json", "training_args.bin"),
+    *("README.md", "report.png", "run.yaml"),
 )
 
 
@@ -51,15 +54,23 @@ def owned(folder: str, accelerator: Any, *, main_process: bool, fresh: bool) -> 
 
 def move_aside(folder: Path) -> None:
     """Put what an older run left into `earlier-N`, and say so; other files stay."""
-    if not any(path for pattern in OF_A_RUN for path in folder.glob(pattern)):
+    if not any(_of_a_run(path) for pattern in OF_A_RUN for path in folder.glob(pattern)):
         return
     number = next(n for n in range(1, 1_000_000) if not (folder / f"earlier-{n}").exists())
     aside = folder / f"earlier-{number}"
     with writing("output_dir", folder, "a folder for the files of an earlier run"):
         aside.mkdir()
         for path in sorted({path for pattern in (*OF_A_RUN, *ITS_RESULTS) for path in folder.glob(pattern)}):
-            os.rename(path, aside / path.name)
+            if _of_a_run(path):
+                os.rename(path, aside / path.name)
     logger.warning(f"{folder} holds an earlier run. Its files are now in {aside}.")
+
+
+def _of_a_run(path: Path) -> bool:
+    """Not a file of the user's that is only called like one."""
+    if path.name.startswith("checkpoint-"):
+        return path.is_dir() and path.name.removeprefix("checkpoint-").isdecimal()
+    return path.name != CARD or is_ours(path)
 
 
 def _lock(folder: Path) -> Any:

@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from accelerate.utils import gather_object
 from transformers.utils import logging
 
 from fastkto.config import KTOConfig
+from fastkto.engines import left_to_first_rank
 from fastkto.errors import InputError
 from fastkto.step.reference_model import StartingWeights
 from fastkto.trunk.modules import content, is_peft_model
@@ -34,6 +36,12 @@ DECIDES = (
 """Settings whose change makes a curve that no one run has."""
 OF_NO_INTEREST = ("output_dir", "resume_from_checkpoint", "resume_changed", "run_name", "hub_token")
 
+OF_EVERY_RANK = (
+    *("max_steps", "num_train_epochs", "logging_strategy", "logging_steps", "eval_strategy", "eval_steps"),
+    *("save_strategy", "save_steps", "load_best_model_at_end", "max_tokens_per_forward", "packing"),
+)
+"""Settings that leave the loss alone, but with which ranks would wait for each other."""
+SECRET = re.compile(r"(^|_)(token|password|secret|key)$", re.IGNORECASE)
 UNSAID = ("accelerator_config", "activation_checkpointing", "dataloader_pin_memory", "disable_tqdm", "report_to")
 """Settings that have been filled in."""
 
@@ -50,7 +58,7 @@ class RunRecord:
         self.args = args
         self.changed: set[str] = set()
         adapters = model.peft_config if is_peft_model(model) else {}
-        self.about: dict[str, Any] = _plain(
+        self.about: dict[str, Any] = without_secrets(
             {
                 "settings": {k: v for k, v in args.to_dict().items() if k not in OF_NO_INTEREST},
                 "processes": args.world_size,
@@ -75,7 +83,8 @@ class RunRecord:
         """Raise `InputError` on every rank where one was started with something else, and would hang or mix."""
         if accelerator.num_processes == 1:
             return
-        everyone = gather_object([{**_flat(self.about), "settings.local_rank": None, "base": None}])
+        own = {k: v for k, v in _flat(self.about).items() if _decides(k) or _name(k) in OF_EVERY_RANK}
+        everyone = gather_object([{**own, "base": None, "reference": None}])  # which one rank may hold alone
         for name in everyone[0]:
             values = [about.get(name) for about in everyone]
             if any(value != values[0] for value in values):
@@ -103,6 +112,7 @@ class RunRecord:
             raise InputError("resume_from_checkpoint", str(path), f"a JSON object, but {error}", fix) from error
         now = _flat(self.about)
         differ = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+        differ = [name for name in differ if name not in ("base", "reference") or now.get(name) is not None]
         refused = [name for name in differ if _decides(name)]
         said = {name: f"{_name(name)} was {_shown(then, name)}, is {_shown(now, name)}" for name in differ}
         if refused and self.args.resume_changed != "ok":
@@ -133,7 +143,7 @@ def content_of_rows(rows: Any) -> str | None:
 def content_of_model(model: Any, *, skip_trained: bool = False) -> str | None:
     """A fingerprint of weights and configuration; None where the weights are another rank's."""
     parameters = [x for x in model.named_parameters() if not (skip_trained and x[1].requires_grad)]
-    if any(parameter.is_meta for _, parameter in parameters):
+    if left_to_first_rank() or any(x.is_meta or hasattr(x, "ds_id") for _, x in parameters):
         return None
     digest = hashlib.blake2b(digest_size=8)
     for name, parameter in parameters:
@@ -179,6 +189,14 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return {**found, "torch": torch.__version__}
+
+
+def without_secrets(about: Any) -> Any:
+    """As JSON holds it, without what a key says is a token or a password."""
+    plain = _plain(about)
+    if isinstance(plain, dict):
+        return {k: without_secrets(v) for k, v in plain.items() if not SECRET.search(k)}
+    return plain
 
 
 def _plain(about: Any) -> Any:

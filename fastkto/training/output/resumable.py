@@ -65,7 +65,8 @@ class ResumableTrainer(Trainer):
     def owning_output(self, checkpoint: str | None) -> Iterator[None]:
         """The output directory, this run's alone inside the block."""
         folder, main_process = self.args.output_dir or ".", bool(self.args.should_save)
-        with owned(folder, self.accelerator, main_process=main_process, fresh=checkpoint is None):
+        fresh = checkpoint is None or Path(checkpoint).resolve().parent != Path(folder).resolve()
+        with owned(folder, self.accelerator, main_process=main_process, fresh=fresh):
             if main_process:
                 with writing("output_dir", folder, "what the run is made of"):
                     self.record.save(folder)
@@ -75,7 +76,7 @@ class ResumableTrainer(Trainer):
         """The Trainer's; with a card. A checkpoint gets its other files, before the one that makes it whole."""
         super().save_model(output_dir, _internal_call)
         if not _internal_call:
-            self.create_model_card()
+            self._write_card(Path(output_dir or self.args.output_dir or "."))
         if _internal_call and output_dir is not None and self.args.should_save:
             for kept in (self.record, *self.kept):
                 kept.save(output_dir)
@@ -84,9 +85,12 @@ class ResumableTrainer(Trainer):
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """`README.md` in the output directory, in the place of the Trainer's."""
+        self._write_card(Path(self.args.output_dir or "."))
+
+    def _write_card(self, folder: Path) -> None:
         if not self.args.should_save:
             return
-        folder, model = Path(self.args.output_dir or "."), unwrap_peft(self.model)
+        model = unwrap_peft(self.model)
         base = model.config._name_or_path or None
         tags = dict.fromkeys([*TAGS, *(getattr(model, "model_tags", None) or ())])
         about = self.record.about
@@ -135,7 +139,9 @@ class ResumableTrainer(Trainer):
         if "learning_rate" in changed and base_lrs:
             scheduler: Any = self.lr_scheduler
             scheduler.base_lrs = base_lrs
-            for group, base, factor in zip(optimizer.param_groups, base_lrs, scheduler.lr_lambdas, strict=True):
+            for group, base, factor in zip(
+                optimizer.param_groups, base_lrs, getattr(scheduler, "lr_lambdas", ()), strict=False
+            ):
                 group["lr"] = base * factor(scheduler.last_epoch)
             scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]  # which the next log line reads
 

@@ -4,6 +4,7 @@ import errno
 import math
 import os
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -164,6 +165,19 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, monkeypatch):
         t.train()
     assert t.state.global_step == 2
     assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def test_ctrl_c_pressed_again_and_again_stops(monkeypatch):
+    monkeypatch.setattr(interruption, "PASSED_ON", 0.2)
+    told = interruption.Interruption()
+
+    def press():
+        for _ in range(10):
+            told._on_signal(signal.SIGINT, None)
+            time.sleep(0.05)
+
+    with pytest.raises(KeyboardInterrupt):
+        press()
 
 
 def test_a_signal_that_the_parent_ignores_stays_ignored(tmp_path):

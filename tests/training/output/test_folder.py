@@ -73,6 +73,24 @@ def test_a_fresh_run_moves_an_older_ones_files_aside_and_says_so(tmp_path, caplo
     assert (tmp_path / "out" / "earlier-2" / "checkpoint-2").is_dir()
 
 
+def test_files_that_are_only_called_like_those_of_a_run_stay(tmp_path):
+    trainer(tmp_path).train()
+    for name in ("README.md", "tokenizer_notes.py", "checkpoint-notes.md"):
+        (tmp_path / "out" / name).write_text("# mine")
+    trainer(tmp_path).train()
+    for name in ("README.md", "tokenizer_notes.py", "checkpoint-notes.md"):
+        assert (tmp_path / "out" / name).read_text() == "# mine"
+    assert (tmp_path / "out" / "earlier-1" / "metrics.jsonl").is_file()
+
+
+def test_a_checkpoint_of_another_folder_starts_a_run_here(tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 1}
+    trainer(tmp_path / "a", max_steps=2, **saving).train()
+    trainer(tmp_path / "b", beta=0.5, **saving).train()
+    trainer(tmp_path / "b", **saving).train(resume_from_checkpoint=str(tmp_path / "a" / "out" / "checkpoint-2"))
+    assert (tmp_path / "b" / "out" / "earlier-1" / "checkpoint-3").is_dir()
+
+
 def test_a_requeued_job_starts_where_there_is_no_checkpoint(tmp_path, caplog):
     t = trainer(tmp_path)
     t.train(resume_from_checkpoint=True)

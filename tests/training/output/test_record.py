@@ -93,3 +93,21 @@ def test_a_checkpoint_of_before_is_resumed_and_said(tmp_path, caplog):
 def test_the_record_holds_no_secret(tmp_path):
     t = run(tmp_path, hub_token="hf_secret")
     assert "hf_secret" not in json.dumps(t.record.about)
+
+
+def test_no_secret_of_model_init_kwargs_is_written(tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "model")
+    t = run(tmp_path, model=str(tmp_path / "model"), model_init_kwargs={"token": "hf_secret"})
+    t.train()
+    t.save_model()
+    for path in (tmp_path / "out").rglob("*"):
+        assert path.is_dir() or b"hf_secret" not in path.read_bytes() or path.name == "training_args.bin", path
+
+
+def test_rows_of_weights_in_another_order_are_another_base(tmp_path):
+    run(tmp_path, **ADAPTER).train()
+    model = tiny_llama()
+    weight = model.model.embed_tokens.weight.data
+    weight.copy_(weight.flip(0).clone())
+    with pytest.raises(InputError, match="base was "):
+        run(tmp_path, model=lambda: model, **ADAPTER).train(resume_from_checkpoint=True)
