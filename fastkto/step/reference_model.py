@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from fastkto.engines import exchanged, part_of, whole
 from fastkto.errors import InputError
-from fastkto.trunk.modules import is_peft_model, unwrap_peft
+from fastkto.trunk.modules import content, is_peft_model, unwrap_peft
 
 WRAPPERS = ("_checkpoint_wrapped_module.", "_fsdp_wrapped_module.", "_orig_mod.")
 NOT_COMPUTED_WITH = ("_name_or_path", "transformers_version", "use_cache")
@@ -99,6 +99,11 @@ class StartingWeights:
             fix = "Pass ref_model, or train without what renames the model's layers."
             raise InputError("model", f"no weight {missing[0]!r}", "the weights that it had at the start", fix)
         return found
+
+    def content(self) -> str:
+        """A fingerprint of them."""
+        values = [(name, content(value)) for name, value in self._whole.items()]
+        return hashlib.blake2b(repr(values).encode(), digest_size=8).hexdigest()
 
     def save(self, checkpoint: str | Path) -> None:
         """Put the weights into a checkpoint: a run that goes on from it has the reference of the one that began."""

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_llama, tiny_tokenizer
 
 from fastkto.cli import COMMANDS, main
 from fastkto.cli.failures import OURS
@@ -18,14 +17,6 @@ ROWS = [
     {"prompt": f"question {i}?", "completion": f" answer {i * i}", "label": i % 2 == 0, "stars": i % 5}
     for i in range(8)
 ]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_llama().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

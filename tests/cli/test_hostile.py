@@ -12,7 +12,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from tiny import tiny_llama, tiny_tokenizer
+from tiny import tiny_llama
 
 from fastkto.cli import OneLine, main
 from fastkto.cli.options.launch import config_file
@@ -20,14 +20,6 @@ from fastkto.errors import InputError
 
 ROWS = [{"prompt": f"question {i}?", "completion": f" answer {i}", "label": i % 2 == 0} for i in range(8)]
 OBEYED = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_llama().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

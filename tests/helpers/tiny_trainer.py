@@ -148,3 +148,14 @@ def by_hand(policy, reference, data, batches, *, beta=0.1, weights=(1.0, 1.0), s
             losses.append(weights[0] * torch.sigmoid(-u) if x["label"] else weights[1] * torch.sigmoid(u))
     losses = torch.stack(losses)
     return (losses * torch.tensor(own_weights, dtype=losses.dtype)).sum() / sum(own_weights)
+
+
+class At(TrainerCallback):
+    """Does something at the beginning of one optimizer step (counted from 1)."""
+
+    def __init__(self, step, action):
+        self.step, self.action = step, action
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step + 1 == self.step:
+            self.action()

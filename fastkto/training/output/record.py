@@ -65,7 +65,7 @@ class RunRecord:
                 "data": content_of_rows(rows),
                 "base": content_of_model(model, skip_trained=bool(adapters)),
                 "adapter": {name: _settled(config) for name, config in adapters.items()},
-                "reference": content_of_model(reference) if start is None and reference is not None else None,
+                "reference": _content_of_reference(reference, start, cached=args.precompute_ref_log_probs),
                 "versions": {"python": platform.python_version(), **_versions()},
             }
         )
@@ -122,6 +122,13 @@ class RunRecord:
         self.changed = {_name(name) for name in refused}
         if said:
             logger.warning(f"Resumed, though not everything is as it was: {'; '.join(said.values())}.")
+
+
+def _content_of_reference(reference: Any | None, start: StartingWeights | None, *, cached: bool) -> str | None:
+    """Of an adapter's start only where log-probs are cached: else the checkpoint's takes its place."""
+    if start is not None:
+        return start.content() if cached else None
+    return None if reference is None else content_of_model(reference)
 
 
 def content_of_rows(rows: Any) -> str | None:

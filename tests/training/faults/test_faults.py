@@ -1,10 +1,8 @@
-"""Bad days of a run in one process: numbers that are not finite, SIGTERM, no memory, no room on the disk."""
+"""Bad days of a run in one process: numbers that are not finite, no memory, no room on the disk."""
 
 import errno
 import math
 import os
-import signal
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,27 +11,14 @@ import torch
 from faults.disk import FullDisk
 from poison import poison, spoiled
 from tiny import tiny_llama
-from tiny_trainer import noisy, rows, steps, trainer
-from transformers import TrainerCallback
+from tiny_trainer import At, noisy, rows, steps, trainer
 
 from fastkto import KTOConfig
 from fastkto.errors import InputError
-from fastkto.training.faults import interruption
 from fastkto.training.faults.checkpoints import why_torn
 from fastkto.training.faults.out_of_memory import out_of_memory
 
 SAVING = {"save_strategy": "steps", "save_steps": 100}
-
-
-class At(TrainerCallback):
-    """Does something at the beginning of one optimizer step (counted from 1)."""
-
-    def __init__(self, step, action):
-        self.step, self.action = step, action
-
-    def on_step_begin(self, args, state, control, **_):
-        if state.global_step + 1 == self.step:
-            self.action()
 
 
 def infinite_loss(out):
@@ -107,88 +92,6 @@ def test_gradients_that_overflow_count_too(tmp_path):
 def test_an_unknown_answer_to_nonfinite_numbers_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"^on_nonfinite: got 'ignore', expected one of \('stop', 'skip'\)"):
         trainer(tmp_path, on_nonfinite="ignore")
-
-
-# SIGTERM
-
-
-@pytest.fixture
-def as_in_a_terminal():
-    """A background process, or one under nohup, is started with these signals ignored."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-def curve(t):
-    return [{k: v for k, v in line.items() if "time" not in k and "second" not in k} for line in steps(t)]
-
-
-@pytest.mark.usefixtures("as_in_a_terminal")
-@pytest.mark.parametrize(
-    ("told_by", "name", "save"),
-    [
-        (signal.SIGTERM, "SIGTERM", "no"),
-        (signal.SIGTERM, "SIGTERM", "steps"),
-        (signal.SIGHUP, "SIGHUP", "no"),
-        (signal.SIGINT, "Ctrl-C", "no"),
-    ],
-)
-def test_a_signal_saves_a_checkpoint_and_ends(told_by, name, save, tmp_path, warnings, capfd):
-    settings = {"train_dataset": rows(20), "max_steps": 6, "lr_scheduler_type": "linear"}
-    whole = trainer(tmp_path / "whole", **settings)
-    whole.train()
-    told = At(3, lambda: [os.kill(os.getpid(), told_by) for _ in range(2)])
-    t = trainer(tmp_path, callbacks=[told], save_strategy=save, **settings)
-    before = signal.getsignal(told_by)
-    with pytest.raises(KeyboardInterrupt if name == "Ctrl-C" else SystemExit) as left:
-        t.train()
-    if name != "Ctrl-C":
-        assert left.value.code == 128 + told_by
-    assert ("Once more stops at once" in capfd.readouterr().err) == (name == "Ctrl-C")
-    assert signal.getsignal(told_by) is before
-    text = f"{name}: stopped after step 3, saved in"
-    assert [text in record.getMessage() for record in warnings.records].count(True) == 1
-    resumed = trainer(tmp_path, **settings)
-    resumed.train(resume_from_checkpoint=True)
-    assert curve(resumed) == curve(whole)
-
-
-@pytest.mark.usefixtures("as_in_a_terminal")
-def test_a_second_ctrl_c_stops_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(interruption, "PASSED_ON", 0.0)
-    t = trainer(tmp_path, callbacks=[At(3, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])])
-    with pytest.raises(KeyboardInterrupt):
-        t.train()
-    assert t.state.global_step == 2
-    assert not list((tmp_path / "out").glob("checkpoint-*"))
-
-
-def test_ctrl_c_pressed_again_and_again_stops(monkeypatch):
-    monkeypatch.setattr(interruption, "PASSED_ON", 0.2)
-    told = interruption.Interruption()
-
-    def press():
-        for _ in range(10):
-            told._on_signal(signal.SIGINT, None)
-            time.sleep(0.05)
-
-    with pytest.raises(KeyboardInterrupt):
-        press()
-
-
-def test_a_signal_that_the_parent_ignores_stays_ignored(tmp_path):
-    """As under nohup, which starts a program so that the end of its terminal is nothing to it."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        t = trainer(tmp_path, callbacks=[At(2, lambda: os.kill(os.getpid(), signal.SIGHUP))])
-        t.train()
-    finally:
-        signal.signal(signal.SIGHUP, before)
-    assert t.state.global_step == t.state.max_steps
 
 
 # Memory

@@ -5,7 +5,7 @@ import json
 import peft
 import pytest
 import torch
-from adapters import LORA
+from adapters import LORA, tuned_adapter
 from tiny import tiny_llama
 from tiny_trainer import noisy, rows, steps, trainer
 
@@ -111,3 +111,13 @@ def test_rows_of_weights_in_another_order_are_another_base(tmp_path):
     weight.copy_(weight.flip(0).clone())
     with pytest.raises(InputError, match="base was "):
         run(tmp_path, model=lambda: model, **ADAPTER).train(resume_from_checkpoint=True)
+
+
+def test_a_cache_of_another_start_is_refused(tmp_path):
+    """The adapter of the checkpoint, passed in again, is not the one that the log-probs were cached for."""
+    cached = {"precompute_ref_log_probs": True, "learning_rate": 1e-2}
+    run(tmp_path, model=tuned_adapter, **cached).train()
+    folder = tmp_path / "out" / "checkpoint-2"
+    later = peft.PeftModel.from_pretrained(tiny_llama(), folder, is_trainable=True)
+    with pytest.raises(InputError, match="reference was "):
+        run(tmp_path, model=lambda: later, **cached).train(resume_from_checkpoint=str(folder))
