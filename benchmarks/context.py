@@ -22,7 +22,7 @@ from fastkto.bench.case import Case
 from fastkto.bench.compare import measure
 from fastkto.bench.machine import here, machine
 from fastkto.bench.systems import SYSTEMS
-from fastkto.cli.plan import size
+from fastkto.cli.commands.plan import size
 from fastkto.config import KTOConfig
 from fastkto.errors import ProcessFailed
 from fastkto.tools.plan import Model, Search, process_bytes

@@ -1,19 +1,15 @@
-"""The command line: `fastkto COMMAND ...`. A command's module is imported when the command is run.
+"""The command line: `fastkto COMMAND ...`.
+
+A command's module is imported when the command is run.
 
 In: `sys.argv`. Out: text on stdout, errors on stderr, and the exit code (`main`).
 
-    train     `fastkto train`: YAML and flags to a trainer, then to a saved model
-    data      `fastkto data`, on `tools/preview`
-    plan      `fastkto plan`, on `tools/plan`
-    bench     `fastkto bench`, on `bench/`
-    doctor    `fastkto doctor`: versions, devices, backends, `tools/selfcheck`
-    merge     `fastkto merge`, on `tools/merge`
-    report    `fastkto report`, on `tools/report`
-    failures  which exceptions become one line for the user, and which are bugs that keep their traceback
-    options/  flags, YAML, and the models, data and adapters that they name
+    commands/  each command's module
+    failures   which exceptions become one line for the user, and which are bugs that keep their traceback
+    options/   flags, YAML, and the models, data and adapters that they name
 
-A command is a module here with `run(argv)`, and an entry in `COMMANDS`. A setting of the training is a field of
-`config.py`: its flag follows from that.
+A command is a module in `cli/commands/` with `run(argv)`, and an entry in `COMMANDS`. A setting of the training is a field
+of `config.py`: its flag follows from that.
 """
 
 import importlib
@@ -74,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(OneLine())
     try:
-        return importlib.import_module(f"fastkto.cli.{command}").run(rest)
+        return importlib.import_module(f"fastkto.cli.commands.{command}").run(rest)
     except SystemExit as stop:  # argparse, after it has printed --help
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:

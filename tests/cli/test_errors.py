@@ -203,7 +203,7 @@ def test_a_bug_keeps_its_traceback(config, monkeypatch):
     def broken(*_):
         raise KeyError("a bug")
 
-    monkeypatch.setattr("fastkto.cli.train.set_up", broken)
+    monkeypatch.setattr("fastkto.cli.commands.train.set_up", broken)
     with pytest.raises(KeyError):
         main(["train", config()])
 
@@ -212,7 +212,7 @@ def test_a_value_error_of_our_own_code_is_a_bug(config, monkeypatch):
     def broken(*_):
         exec(compile("dict(zip([1], [], strict=True))", f"{OURS}/trainer.py", "exec"))
 
-    monkeypatch.setattr("fastkto.cli.train.set_up", broken)
+    monkeypatch.setattr("fastkto.cli.commands.train.set_up", broken)
     with pytest.raises(ValueError, match="zip"):
         main(["train", config()])
 

@@ -4,8 +4,8 @@ import pytest
 from tiny import tiny_llama, tiny_tokenizer
 
 from fastkto.cli import main
+from fastkto.cli.commands.plan import _several_processes, size
 from fastkto.cli.options.arguments import LaunchArguments
-from fastkto.cli.plan import _several_processes, size
 
 
 @pytest.fixture(scope="module")

@@ -241,8 +241,8 @@ def test_several_processes_go_through_accelerate(workplace, monkeypatch):
     assert not Path("out").exists()
 
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # in a launched process the same command line trains
-    monkeypatch.setattr("fastkto.cli.train.set_up", lambda *_: None)
-    monkeypatch.setattr("fastkto.cli.train.train", lambda trainer, _: launched.append(trainer))
+    monkeypatch.setattr("fastkto.cli.commands.train.set_up", lambda *_: None)
+    monkeypatch.setattr("fastkto.cli.commands.train.train", lambda trainer, _: launched.append(trainer))
     assert main(["train", "config.yaml", "--main_process_port", "29501"]) == 0
     assert launched[1:] == [None]
 

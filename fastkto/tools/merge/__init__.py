@@ -1,7 +1,7 @@
 """A base model and its adapter as one model that stock transformers loads: every tensor of both accounted for.
 
 In: the folder of an adapter, and the base model that it names. Out: a folder with the merged model, each tensor in the
-dtype that the base has it in, or an `InputError` and no folder. The command is `cli/merge`.
+dtype that the base has it in, or an `InputError` and no folder. The command is `cli/commands/merge`.
 
     merging  `merge`: load, add, compare, write, compare what was written
     base     the base model, whole, in float32; the dtype of each tensor in its files

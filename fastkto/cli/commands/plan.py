@@ -25,9 +25,9 @@ GIB = 2**30
 
 def run(argv: Sequence[str]) -> int:
     """Print the parts and what fits; 1 where the step as it is configured does not fit."""
+    from fastkto.cli.commands.train import split_config
     from fastkto.cli.options.arguments import DataArguments, LaunchArguments, ModelArguments
     from fastkto.cli.options.parsing import DataclassParser, build
-    from fastkto.cli.train import split_config
     from fastkto.config import KTOConfig
     from fastkto.rows import RowOptions
     from fastkto.tools.plan import LONGEST, MOST_ROWS, Search, process_bytes, total
