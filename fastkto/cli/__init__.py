@@ -8,8 +8,8 @@ In: `sys.argv`. Out: text on stdout, errors on stderr, and the exit code (`main`
     failures   which exceptions become one line for the user, and which are bugs that keep their traceback
     options/   flags, YAML, and the models, data and adapters that they name
 
-A command is a module in `cli/commands/` with `run(argv)`, and an entry in `COMMANDS`. A setting of the training is a field
-of `config.py`: its flag follows from that.
+A command is a module in `cli/commands/` with `run(argv)`, and an entry in `COMMANDS`. A setting of the training is a
+field of `config.py`: its flag follows from that.
 """
 
 import importlib
