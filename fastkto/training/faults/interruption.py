@@ -28,12 +28,14 @@ class Interruption(TrainerCallback):
     def __init__(self) -> None:
         self.asked: signal.Signals | None = None
         self.stopped: signal.Signals | None = None
+        self._unjudged = False
         self._votes: torch.Tensor | None = None
         self._before: dict[signal.Signals, Any] = {}
         self._pressed: float | None = None
 
     def __enter__(self) -> "Interruption":
         self.asked = self.stopped = self._votes = self._pressed = None
+        self._unjudged = False
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
@@ -74,6 +76,20 @@ class Interruption(TrainerCallback):
         if self.stopped is not None:
             control.should_save = control.should_training_stop = True
 
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """No evaluation in front of the checkpoint: what told the run to stop may not wait for it."""
+        if self.stopped is not None and control.should_evaluate:
+            control.should_evaluate, self._unjudged = False, True
+
+    on_epoch_end = on_step_end
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        """The Trainer's last line: it then loads the best checkpoint and, of one that is kept, erases all others."""
+        if self.stopped is not None and "train_runtime" in (logs or {}):
+            state.best_model_checkpoint = None
+
     def leave(self, args: Any, state: TrainerState) -> None:
         """End the process as the signal would have, if that is why training ended."""
         if self.stopped is None:
@@ -83,9 +99,10 @@ class Interruption(TrainerCallback):
             saved = (
                 f"saved in {folder}. Resume" if folder.is_dir() else "which no checkpoint holds. Resume an earlier one"
             )
+            unjudged = " Its evaluation was left out." if self._unjudged else ""
             logger.warning(
                 f"{NAMES[self.stopped]}: stopped after step {state.global_step}, {saved} with "
-                "resume_from_checkpoint=true."
+                f"resume_from_checkpoint=true.{unjudged}"
             )
         if self.stopped is signal.SIGINT:
             raise KeyboardInterrupt

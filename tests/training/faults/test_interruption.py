@@ -55,6 +55,40 @@ def test_a_signal_saves_a_checkpoint_and_ends(told_by, name, save, tmp_path, war
     assert curve(resumed) == curve(whole)
 
 
+@pytest.mark.parametrize(
+    "saving",
+    [
+        {"save_strategy": "best"},
+        {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1},
+        {"save_strategy": "epoch", "eval_strategy": "epoch"},
+    ],
+    ids=["best", "one kept", "epoch"],
+)
+def test_the_last_step_is_saved_whatever_is_best(saving, tmp_path, warnings):
+    """Without the evaluation that is due, which a scheduler would not wait for."""
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "eval_strategy": "steps", "eval_steps": 1}
+    settings = {"max_steps": 7, "eval_dataset": rows(4), **best, **saving}
+    evaluated = []
+
+    def worse_each_time(t):
+        def evaluate(*args, **kwargs):
+            evaluated.append(t.state.global_step)
+            return {"eval_loss": float(len(evaluated))}
+
+        t.evaluate = evaluate
+        return t
+
+    t = worse_each_time(trainer(tmp_path, callbacks=[At(6, lambda: os.kill(os.getpid(), signal.SIGTERM))], **settings))
+    with pytest.raises(SystemExit):
+        t.train()
+    assert (tmp_path / "out" / "checkpoint-6" / "trainer_state.json").is_file()
+    assert 6 not in evaluated
+    assert ["Its evaluation was left out" in record.getMessage() for record in warnings.records].count(True) == 1
+    resumed = worse_each_time(trainer(tmp_path, **settings))
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 7
+
+
 @pytest.mark.usefixtures("as_in_a_terminal")
 def test_a_second_ctrl_c_stops_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(interruption, "PASSED_ON", 0.0)
