@@ -11,7 +11,8 @@ from pathlib import Path
 from fastkto.errors import InputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ENOENT)
+REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+IN_THE_WAY = (errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 METRICS_FILE = "metrics.jsonl"
 """The log lines of a run, in its output_dir."""
 WRITERS_SAY = ("PytorchStreamWriter", "inline_container", "No space left", "File too large", "os error", "I/O error")
@@ -27,8 +28,10 @@ def writing(argument: str, path: str | Path, what: str) -> Iterator[None]:
     except Exception as error:
         if not _of_the_disk(error):
             raise
-        mend = "Free space" if getattr(error, "errno", errno.ENOSPC) in FULL else "Make it writable"
-        fix = f"{_reason(error)}. {mend}, or choose another {argument}."
+        number = getattr(error, "errno", errno.ENOSPC)
+        mend = "Free space, or choose" if number in FULL else "Make it writable, or choose"
+        mend = "Choose" if number in IN_THE_WAY else mend
+        fix = f"{_reason(error)}. {mend} another {argument}."
         raise InputError(argument, str(path), f"a place where {what} can be written", fix) from error
 
 
@@ -37,6 +40,8 @@ def check_writable(argument: str, path: str | Path) -> None:
     target = Path(path).absolute()
     existing = next(folder for folder in (target, *target.parents) if os.path.lexists(folder))
     with writing(argument, path, "files"):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(target)  # a name that is too long
         if not existing.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, f"{existing} is not a directory")
         with tempfile.TemporaryFile(dir=existing):
@@ -92,7 +97,7 @@ def written_whole(output: Path) -> Iterator[Path]:
 
 def _of_the_disk(error: Exception) -> bool:
     if isinstance(error, OSError):
-        return error.errno in (*FULL, *REFUSED, errno.ENAMETOOLONG)
+        return error.errno in (*FULL, *REFUSED, *IN_THE_WAY)
     text = str(error)
     kind = isinstance(error, RuntimeError) or type(error).__name__ == "SafetensorError"
     return kind and any(words in text for words in WRITERS_SAY)

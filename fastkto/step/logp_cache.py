@@ -121,8 +121,13 @@ class LogpCache:
         rows = [(self.model, pair, logp, self._checksum(pair, logp)) for pair, logp in found]
         with self._errors():
             self._database.execute("BEGIN IMMEDIATE")
-            self._database.executemany("INSERT OR REPLACE INTO logps VALUES (?, ?, ?, ?)", rows)
-            self._database.execute("COMMIT")
+            try:
+                self._database.executemany("INSERT OR REPLACE INTO logps VALUES (?, ?, ?, ?)", rows)
+                self._database.execute("COMMIT")
+            except BaseException:  # Ctrl-C too, after which the file must not stay locked
+                with contextlib.suppress(sqlite3.Error):
+                    self._database.execute("ROLLBACK")
+                raise
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

@@ -35,12 +35,22 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 def check_separate(reference: Any, model: Any) -> None:
     """Raise `InputError` where a reference shares memory with a weight that is trained."""
-    held = {p.data_ptr(): name for name, p in reference.named_parameters() if p.numel() and not p.is_meta}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.numel() and not parameter.is_meta and parameter.data_ptr() in held:
+    held = [(*_bytes_of(p), name, 0) for name, p in reference.named_parameters() if p.numel() and not p.is_meta]
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad and p.numel() and not p.is_meta]
+    furthest: list[tuple[int, str]] = [(0, ""), (0, "")]  # of the reference, of what is trained
+    for start, end, name, kind in sorted([*held, *((*_bytes_of(p), name, 1) for name, p in trained)]):
+        if start < furthest[1 - kind][0]:
+            own, policys = (furthest[0][1], name) if kind else (name, furthest[1][1])
             fix = "Pass a copy (copy.deepcopy), or leave ref_model out: the reference is then a frozen copy."
-            expected = f"weights of its own, but {held[parameter.data_ptr()]} is the policy's {name}"
+            expected = f"weights of its own, but its {own} is in the memory of the policy's {policys}"
             raise InputError("ref_model", type(reference).__name__, expected, fix)
+        furthest[kind] = max(furthest[kind], (end, name))
+
+
+def _bytes_of(weight: torch.Tensor) -> tuple[int, int]:
+    """The first byte of a weight in memory, and the one behind its last."""
+    last = sum((size - 1) * stride for size, stride in zip(weight.shape, weight.stride(), strict=True))
+    return weight.data_ptr(), weight.data_ptr() + (last + 1) * weight.element_size()
 
 
 class StartingWeights:
@@ -60,6 +70,7 @@ class StartingWeights:
                 with whole(parameter):
                     self._whole[name] = parameter.detach().clone()
         self._parts: dict[str, torch.Tensor] = {}
+        self._kinds: dict[str, type] = {}
 
     @contextlib.contextmanager
     def in_place(self, model: Any) -> Iterator[None]:
@@ -67,6 +78,9 @@ class StartingWeights:
         flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         off: Any = model.disable_adapter() if self.adapter_off else contextlib.nullcontext()
         parameters = self._parameters(model)
+        kinds = {name: type(parameter) for name, parameter in parameters.items()}
+        if kinds != self._kinds:  # an engine has taken the weights apart since, on every rank
+            self._parts, self._kinds = {}, kinds
         for name, parameter in parameters.items():
             if name not in self._parts:
                 self._parts[name] = part_of(parameter, self._whole[name])

@@ -11,6 +11,7 @@ from transformers.trainer_utils import SchedulerType
 from transformers.utils import logging
 
 from fastkto.config import KTOConfig
+from fastkto.disk import check_writable
 from fastkto.errors import InputError
 from fastkto.training.faults.finite import check_optimizer
 
@@ -47,6 +48,8 @@ def check_settings(args: KTOConfig) -> None:
         given: Any = getattr(args, argument) or {}
         if unknown := [name for name in given if name not in known and "kwargs" not in known]:
             raise InputError(argument, unknown[0], f"some of {', '.join(known)}", "Remove it.")
+    if args.should_save:
+        check_writable("output_dir", args.output_dir or ".")
     check_optimizer(str(getattr(args.optim, "value", args.optim)))
     say_ignored(args, IGNORED)
 

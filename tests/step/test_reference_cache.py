@@ -119,6 +119,29 @@ def test_the_cache_serves_evaluation_sets(tmp_path):
     assert t.reference.cache.hits == 3 * 2 * (4 + 4 + 4)
 
 
+def test_ctrl_c_within_a_write_leaves_nothing_locked_and_nothing_half_written(tmp_path):
+    cache = LogpCache(tmp_path / "ref_logps.sqlite", "model")
+
+    cache.put([b"z"], [-1.0])
+    database = cache._database
+
+    class Interrupted:
+        def __getattr__(self, name):
+            return getattr(database, name)
+
+        def executemany(self, statement, rows):
+            database.execute(statement, next(iter(rows)))
+            raise KeyboardInterrupt
+
+    cache._database = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        cache.put([b"a", b"b"], [-1.0, -2.0])
+    cache._database = database
+    other = LogpCache(tmp_path / "ref_logps.sqlite", "model")
+    other.put([b"c"], [-3.0])
+    assert other.get([b"a", b"b", b"c", b"z"]) == [None, None, -3.0, -1.0]
+
+
 def test_fingerprint_leaves_out_the_adapter_in_training_only():
     plain = peft.get_peft_model(tiny_llama(), peft.LoraConfig(**{**LORA, "target_modules": ["embed_tokens"]}))
     fingerprint = functools.partial(reference_model.fingerprint, adapter_off=True)

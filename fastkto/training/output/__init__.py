@@ -5,6 +5,7 @@ In: the trainer's model, and a folder. Out: files from which a run goes on exact
 
     resumable  the part of the trainer that writes checkpoints and goes on from one
     record     what a run was made of, settings and fingerprints: what differs on resume, and between ranks
+    changed    what of the optimizer and its schedule is another one than in the checkpoint
     folder     one run at a time in a folder; what an older one left is moved aside
     card       `README.md` beside the model: data, settings, figures, and the command for the same run again
     adapters   every trained weight of an adapter in a checkpoint, and back again; does it belong to this model?

@@ -39,9 +39,10 @@ def card(
     rerun: str | None,
 ) -> str:
     """The card's text. `about`: a `RunRecord`'s; `settings`: those that are not defaults; `history`: the log lines."""
+    hub, base = (None, Path(base).name) if base and Path(base).is_dir() else (base, base)  # a path is nobody else's
     adapter = bool(about["adapter"])
     library = "peft" if adapter else "transformers"
-    head = ["---", *([f"base_model: {base}"] if base else []), f"library_name: {library}"]
+    head = ["---", *([f"base_model: {hub}"] if hub else []), f"library_name: {library}"]
     head += ["tags:", *(f"- {tag}" for tag in tags), "---", ""]
     what = "An adapter" if adapter else "A model"
     lines = [

@@ -41,7 +41,10 @@ OF_EVERY_RANK = (
     *("save_strategy", "save_steps", "load_best_model_at_end", "max_tokens_per_forward", "packing"),
 )
 """Settings that leave the loss alone, but with which ranks would wait for each other."""
-SECRET = re.compile(r"(^|_)(token|password|secret|key)$", re.IGNORECASE)
+SECRET = re.compile(
+    r"(?i:(^|[_-])(token|key|auth)|passw(or)?d|secret|credentials?|bearer|authorization)$|[a-z](Key|Token)$"
+)
+OF_A_TOKENIZER = re.compile(r"(pad|eos|bos|unk|sep|cls|mask|image)_token$")
 UNSAID = ("accelerator_config", "activation_checkpointing", "dataloader_pin_memory", "disable_tqdm", "report_to")
 """Settings that have been filled in."""
 
@@ -49,7 +52,7 @@ UNSAID = ("accelerator_config", "activation_checkpointing", "dataloader_pin_memo
 class RunRecord:
     """The settings, and fingerprints of data, base model, adapter and reference; a part of every checkpoint.
 
-    `changed`: the names that `load` found different, once `resume_changed="ok"` let them pass.
+    `changed`: the names that `load` found different and let pass.
     """
 
     def __init__(
@@ -119,7 +122,7 @@ class RunRecord:
             named = "; ".join(said[name] for name in refused)
             fix = 'Set them back, start over, or go on with resume_changed="ok".'
             raise InputError("resume_from_checkpoint", str(checkpoint), f"the run that wrote it, but {named}", fix)
-        self.changed = {_name(name) for name in refused}
+        self.changed = {_name(name).partition(".")[0] for name in differ}
         if said:
             logger.warning(f"Resumed, though not everything is as it was: {'; '.join(said.values())}.")
 
@@ -202,8 +205,8 @@ def without_secrets(about: Any) -> Any:
     """As JSON holds it, without what a key says is a token or a password."""
     plain = _plain(about)
     if isinstance(plain, dict):
-        return {k: without_secrets(v) for k, v in plain.items() if not SECRET.search(k)}
-    return plain
+        return {k: without_secrets(v) for k, v in plain.items() if OF_A_TOKENIZER.match(k) or not SECRET.search(k)}
+    return [without_secrets(x) for x in plain] if isinstance(plain, list) else plain
 
 
 def _plain(about: Any) -> Any:

@@ -1,11 +1,13 @@
 """Hugging Face's `Trainer` with checkpoints from which a run goes on as if it had not been stopped."""
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from transformers import Trainer
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
@@ -13,6 +15,7 @@ from fastkto.disk import writing
 from fastkto.training.faults.checkpoints import check_fits, check_scaler, checkpoint_folder, written_to_its_end
 from fastkto.training.output.adapters import load_adapter, save_adapter
 from fastkto.training.output.card import card, write_card
+from fastkto.training.output.changed import load_but_changed
 from fastkto.training.output.folder import owned
 from fastkto.training.output.record import RunRecord
 from fastkto.trunk.modules import is_peft_model, unwrap_peft
@@ -20,14 +23,6 @@ from fastkto.trunk.modules import is_peft_model, unwrap_peft
 logger = logging.get_logger(__name__)
 
 TAGS = ("fastkto", "kto")
-GROUPS = {
-    "learning_rate": ("lr", "initial_lr"),
-    "weight_decay": ("weight_decay",),
-    "adam_beta1": ("betas",),
-    "adam_beta2": ("betas",),
-    "adam_epsilon": ("eps",),
-}
-"""Settings that an optimizer holds for each group of its weights, under these names."""
 
 
 class Kept(Protocol):
@@ -124,26 +119,13 @@ class ResumableTrainer(Trainer):
             super()._load_best_model()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """The Trainer's; settings of the optimizer that were changed hold from here on."""
-        changed = self.record.changed if checkpoint is not None else set()
-        if any(name.startswith("optim") for name in changed):
-            logger.warning("The optimizer is another one than in the checkpoint: it starts anew.")
+        """The Trainer's; settings of the optimizer and the schedule that were changed hold from here on."""
+        load = functools.partial(super()._load_optimizer_and_scheduler, checkpoint)
+        if checkpoint is None or not self.record.changed or self.is_deepspeed_enabled:  # which holds both itself
+            load()
             return
-        kept = {name for setting in changed & GROUPS.keys() for name in GROUPS[setting]}
-        optimizer: Any = self.optimizer
-        given = [{name: group[name] for name in kept & group.keys()} for group in optimizer.param_groups if kept]
-        base_lrs = list(getattr(self.lr_scheduler, "base_lrs", []))
-        super()._load_optimizer_and_scheduler(checkpoint)
-        for group, values in zip(optimizer.param_groups, given, strict=False):
-            group.update(values)
-        if "learning_rate" in changed and base_lrs:
-            scheduler: Any = self.lr_scheduler
-            scheduler.base_lrs = base_lrs
-            for group, base, factor in zip(
-                optimizer.param_groups, base_lrs, getattr(scheduler, "lr_lambdas", ()), strict=False
-            ):
-                group["lr"] = base * factor(scheduler.last_epoch)
-            scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]  # which the next log line reads
+        steps = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)).global_step
+        load_but_changed(self.optimizer, self.lr_scheduler, load, self.record.changed, steps)
 
     @property
     def _has_own_format(self) -> bool:

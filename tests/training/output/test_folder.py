@@ -31,6 +31,19 @@ def other_run(tmp_path):
         process.kill()
 
 
+@pytest.mark.parametrize("kind", ["dangling", "circular", "too long", "a file"])
+def test_a_place_where_no_folder_can_be_is_refused_before_anything(kind, tmp_path):
+    out = tmp_path / ("o" * 300 if kind == "too long" else "out")
+    if kind in ("dangling", "circular"):
+        out.symlink_to(tmp_path / ("out" if kind == "circular" else "nowhere"))
+    elif kind == "a file":
+        out.write_text("mine")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(InputError, match="(?s)^output_dir: got .*, expected a (place|directory).*Choose another"):
+        trainer(tmp_path, output_dir=str(out))
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_second_run_is_refused_by_name(other_run, tmp_path):
     t = trainer(tmp_path)
     (tmp_path / "out" / HOLDER).write_text("process 7 on node3\n")
