@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fastkto.batch.layout import Layout, Part, Stash
@@ -40,9 +41,14 @@ def split_layers(model: nn.Module, config: Any, layout: Layout) -> Iterator[None
     if not layers:
         raise CannotPack(f"{type(model).__name__} has no layers that transformers can checkpoint")
     seam = _Seam()
+    wrappers: list[Any] = [m for m in model.modules() if isinstance(m, CheckpointWrapper)]  # of FSDP's configuration
+    around = {id(wrapper._checkpoint_wrapped_module): wrapper for wrapper in wrappers}
     with ExitStack() as stack:
         for layer in layers:
             stock = layer._gradient_checkpointing_func if layer.gradient_checkpointing and layer.training else None
+            if wrapper := around.get(id(layer)):
+                stock = wrapper.checkpoint_fn
+                stack.enter_context(_with_attribute(wrapper, "forward", layer.__call__))  # `split` does it
             split = partial(_run_split, layer, layer.forward, stock, config, layout, seam)
             stack.enter_context(_with_attribute(layer, "forward", split))
             stack.enter_context(_with_attribute(layer, "gradient_checkpointing", False))  # `split` does it

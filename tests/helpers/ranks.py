@@ -31,7 +31,11 @@ FSDP2 = [
     *("--use_fsdp", "--fsdp_version", 2, "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"),
     *("--fsdp_reshard_after_forward", "true", "--fsdp_state_dict_type"),
 ]
-FLAGS = {"fsdp2": [*FSDP2, "FULL_STATE_DICT"], "fsdp2, sharded checkpoints": [*FSDP2, "SHARDED_STATE_DICT"]}
+FLAGS = {
+    "fsdp2": [*FSDP2, "FULL_STATE_DICT"],
+    "fsdp2, sharded checkpoints": [*FSDP2, "SHARDED_STATE_DICT"],
+    "fsdp2, layers checkpointed": [*FSDP2, "FULL_STATE_DICT", "--fsdp_activation_checkpointing", "true"],
+}
 ENGINES = {"ddp": "MULTI_CPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
 
 
@@ -91,6 +95,8 @@ def train(folder, case, engine):
     adapter, by_id = settings.pop("adapter", False), settings.pop("by_id", False)
     with_reference = "reference" not in settings and not settings.get("precompute_ref_log_probs")
     settings.pop("reference", None)
+    if "checkpointed" in engine:
+        settings["gradient_checkpointing"] = False  # transformers refuses both at once
     gradients = Gradients()
     stock = module.load_policy
 
@@ -142,20 +148,26 @@ def whole(gradient):
     return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
 
 
+def plain_name(name):
+    """A weight's, without what engines put around its modules."""
+    return name.removeprefix("module.").replace("_checkpoint_wrapped_module.", "")
+
+
 def main(engine, folder, *cases):
     on_cpu(engine)
     for case in cases:
         t, gradients = train(Path(folder) / case, case, engine)
         rank = t.args.process_index
-        assert t.accelerator.distributed_type == ENGINES[engine]
-        assert all(hasattr(g, "full_tensor") == (engine == "fsdp2") for step in gradients for g in step.values())
+        sharded = engine.startswith("fsdp2")
+        assert t.accelerator.distributed_type == ENGINES[engine.partition(",")[0]]
+        assert all(hasattr(g, "full_tensor") == sharded for step in gradients for g in step.values())
         models = [t.model] if t.reference.model is None else [t.model, t.reference.model]
         for parameter in itertools.chain(*(each.parameters() for each in models)):
             if engine == "zero3":
                 assert parameter.ds_tensor.numel() < parameter.ds_numel, "a weight is not sharded"
                 assert not parameter.numel(), "a weight is not freed"
-            assert hasattr(parameter, "full_tensor") == (engine == "fsdp2"), "a weight is not sharded, or not freed"
-        gradients = [{n.removeprefix("module."): whole(g) for n, g in step.items()} for step in gradients]
+            assert hasattr(parameter, "full_tensor") == sharded, "a weight is not sharded, or not freed"
+        gradients = [{plain_name(n): whole(g) for n, g in step.items()} for step in gradients]
         packed = "sequences" in t.data_collator(list(t.train_dataset)[:4])
         result = {"steps": steps(t), "gradients": gradients, "packed": packed, "adapter": adapter_of(t.model)}
         torch.save(result, Path(folder) / f"{case}-{rank}.pt")
@@ -168,7 +180,7 @@ def adapter_of(model):
     for name, parameter in model.named_parameters():
         if "lora" in name:
             with engines.whole(parameter):
-                found[name.removeprefix("module.")] = whole(parameter.detach()).clone()
+                found[plain_name(name)] = whole(parameter.detach()).clone()
     return found
 
 

@@ -265,9 +265,7 @@ def test_a_model_under_hooks_of_accelerate_is_not_its_own_reference(tmp_path):
 def test_a_reference_that_shares_weights_with_the_policy_is_refused(tmp_path):
     model, other = tiny_llama(), tiny_llama(seed=1)
     other.model.norm = model.model.norm
-    with pytest.raises(
-        InputError, match=r"^ref_model: got 'LlamaForCausalLM', expected .* but its model.norm"
-    ):
+    with pytest.raises(InputError, match=r"^ref_model: got 'LlamaForCausalLM', expected .* but its model.norm"):
         trainer(tmp_path, model=model, ref_model=other)
     other = tiny_llama(seed=1)
     table = model.model.embed_tokens.weight.data

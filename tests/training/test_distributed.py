@@ -15,18 +15,25 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from fastkto.training.loading import keep_float32_outputs
 
 FOUR = [pytest.param(engine, 4, marks=pytest.mark.slow) for engine in ("ddp", "fsdp2")]
+WRAPPED = ("ranks of one class", "an adapter switched off", "other numbers of forwards")
 WORLDS = [("ddp", 2), ("fsdp2", 2), *FOUR]
 
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    return ranks.launches(tmp_path_factory, lambda engine: CASES)
+    return ranks.launches(tmp_path_factory, lambda engine: WRAPPED if "checkpointed" in engine else CASES)
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("engine", "world"), WORLDS)
 def test_a_step_of_several_ranks_is_one_step_of_their_rows(launched, engine, world, case, tmp_path):
     compare(launched(engine, world), world, case, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", WRAPPED)
+def test_layers_that_fsdp_checkpoints_itself(launched, case, tmp_path):
+    compare(launched("fsdp2, layers checkpointed", 2), 2, case, tmp_path)
 
 
 def test_sharding_does_not_round_log_probs():

@@ -9,6 +9,7 @@ import torch
 from families import COMMON, family
 from packed_steps import LENGTHS, assert_identical, assert_same_step, checkpointed, packed, rows, step, step_alone
 from tolerance import assert_close
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import checkpoint
 
 from fastkto.batch import Layout, PaddingCollator
@@ -81,6 +82,23 @@ def test_the_models_own_checkpointing_function_runs_with_its_options():
     ours = step(model, packed())
     assert calls == [{"use_reentrant": False, "preserve_rng_state": False}] * len(model.model.layers)
     assert_identical(ours, step(family("qwen3").train(), packed()))
+
+
+def test_layers_that_fsdp_wrapped_to_be_checkpointed():
+    """`fsdp_activation_checkpointing`, which puts torch's wrapper around each layer."""
+    model, runs = family("qwen3").train(), []
+    plain = step(model, packed())
+    layers = model.model.layers
+    for i, layer in enumerate(layers):
+        layer.mlp.register_forward_pre_hook(lambda *_, i=i: runs.append(i))
+        layers[i] = checkpoint_wrapper(layer, preserve_rng_state=False)
+    ours = step(model, packed())
+    count = len(layers)
+    both_parts = [i for i in range(count) for _ in range(2)]
+    assert runs == both_parts * 2 + list(range(count))[::-1]  # the reference, the policy, once more in the backward
+    names = {name: name.replace("_checkpoint_wrapped_module.", "") for name in ours[2]}
+    assert_identical((*ours[:2], {names[name]: x for name, x in ours[2].items()}), plain)
+    assert all("forward" not in vars(layer) for layer in layers)
 
 
 @pytest.mark.parametrize("ask", ["reentrant", "offloaded", "evaluating"])
