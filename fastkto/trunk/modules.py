@@ -27,6 +27,9 @@ class Head(NamedTuple):
         return isinstance(self.module, nn.Linear) and type(self.module).forward is nn.Linear.forward
 
 
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
 def find_head(model: PreTrainedModel) -> Head:
     """The output embedding with its softcap and scale, under the several names that configs give them."""
     module = model.get_output_embeddings()
@@ -38,7 +41,8 @@ def find_head(model: PreTrainedModel) -> Head:
             "Load it with AutoModelForCausalLM.",
         )
     config = model.config.get_text_config()
-    softcap = getattr(config, "final_logit_softcapping", None)
+    softcaps = [getattr(config, name, None) for name in SOFTCAPS]
+    softcap = next((float(cap) for cap in softcaps if cap is not None), None)
     for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
         scale = getattr(config, name, None)
         if scale is not None:

@@ -201,27 +201,50 @@ def install_scorer(model: PreTrainedModel) -> None:
     model.forward = MethodType(forward, model)  # type: ignore[method-assign]  # a method: a deep copy runs the copy
 
 
+LARGE = 60.0
+"""Of a logit: where softcaps, 15 to 50 in public models, bend."""
+
+
 def check_head(model: PreTrainedModel) -> None:
     """Raise `InputError` where the head as the scorer sees it is not what turns hidden states into the model's logits.
 
     A head that is more than its output embedding, or a scale of a name unknown here, would give wrong log-probs and
-    no other sign. Compared on four tokens, unless the weights are `absent`.
+    no other sign. Compared on four tokens, unless the weights are `absent`: as they are, and with the head's output
+    made large, where a softcap bends it.
     """
     if absent(model):
         return
     ids = torch.arange(4, device=model.device)[None]
+    factor, enlarged = 1.0, 0
 
     def logits(hidden: torch.Tensor, head: Head, _: torch.Tensor | None) -> torch.Tensor:
-        z = head.module(hidden).float() * head.scale
+        z = head.module(hidden).float() * factor * head.scale
         return z if head.softcap is None else head.softcap * torch.tanh(z / head.softcap)
 
-    with torch.no_grad(), evaluating(model):
-        own = model(input_ids=ids).logits.float()
+    def enlarge(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        nonlocal enlarged
+        enlarged += 1
+        return output * factor
+
+    def largest() -> float:
+        """Of the model's own logits, once they are what the scorer makes of its hidden states."""
+        hook = find_head(model).module.register_forward_hook(enlarge)
+        try:
+            own = model(input_ids=ids, use_cache=False).logits.float()
+        finally:
+            hook.remove()
         try:
             ours = model(input_ids=ids, scorer=Scorer(logits))
         except (RuntimeError, AttributeError, TypeError, NotImplementedError) as error:
             expected = f"a head that takes the hidden states of its model, but: {' '.join(str(error).split())}"
             raise InputError("model", type(model).__name__, expected, "This model is not supported.") from error
-    if not (own - ours).abs().max() <= 0.02 * own.abs().max():  # a few bf16 roundings; a scale misses by a factor
-        expected = "logits that are softcap * tanh(scale * output_embeddings(hidden_states) / softcap)"
-        raise InputError("model", type(model).__name__, expected, "This model's head is not supported.")
+        if not (own - ours).abs().max() <= 0.02 * own.abs().max():  # a few bf16 roundings; a scale misses by a factor
+            expected = "logits that are softcap * tanh(scale * output_embeddings(hidden_states) / softcap)"
+            raise InputError("model", type(model).__name__, expected, "This model's head is not supported.")
+        return own.abs().max().item()
+
+    with torch.no_grad(), evaluating(model):
+        found = largest()
+        if enlarged == 1 and 0 < found < LARGE:  # a head that its model does not call as a module stays as it is
+            factor = LARGE / found
+            largest()

@@ -48,15 +48,25 @@ def step(model, batch, *, loss_type="kto", router=False, **how):
     return out, aux, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def step_alone(model, data, max_length):
-    """The oracle: every row through the stock model by itself, no padding, the loss from log-probs."""
+def step_alone(model, data, max_length, *, logp=None):
+    """The oracle: every row through the stock model by itself, no padding, the loss from log-probs.
+
+    `logp`: (prompt ids, completion ids) -> log-prob, where the model's own logits are to give it.
+    """
     model.zero_grad()
-    run = ModelRun(model, plain_head=find_head(model).plain)
+    run = ModelRun(model, plain_head=None if logp else find_head(model).plain)
+
+    def score(row):
+        if logp is not None:
+            return logp(row["prompt_ids"], row["completion_ids"])[None]
+        return row_logps(run, collator([row]), graph=torch.is_grad_enabled())[0]
+
     lengths, _, kl = streams(data, max_length, kl=True)
     pairs = [row | {"completion_ids": ids[start:]} for row, start, ids in zip(data, lengths, kl, strict=True)]
     collator = PaddingCollator(0, max_length, kl=False)
-    logps = torch.cat([row_logps(run, collator([row]), graph=True)[0] for row in data])
-    kl_logps = torch.cat([row_logps(run, collator([row]))[0] for row in pairs])
+    logps = torch.cat([score(row) for row in data])
+    with torch.no_grad():
+        kl_logps = torch.cat([score(row) for row in pairs])
     n = len(data)
     ref, ref_kl = -50 + torch.arange(n) * 1.0, kl_logps - 1 + 0.1 * torch.arange(n)
     labels = torch.tensor([row["label"] for row in data])

@@ -119,7 +119,11 @@ GENTLE = {**STILL, "beta": 0.5}
 def logp(model, prompt, completion):
     """log p(completion | prompt) of one row, summed, by the stock model's logits."""
     ids = torch.tensor([[*prompt, *completion]])
-    logps = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -len(ids[0]) : -1].log_softmax(-1)
+    logps = (
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        .logits[0, -len(ids[0]) : -1]
+        .log_softmax(-1)
+    )
     return logps.gather(1, ids[0, 1:, None])[len(prompt) - 1 :, 0].sum()
 
 

@@ -3,7 +3,15 @@
 import pytest
 from sweep import LIMIT, try_family
 
-WAYS = {"llama": "packed", "llama4_text": "packed", "bloom": "padded", "gpt_oss": "padded", "cpmant": "refused"}
+WAYS = {
+    "llama": "packed",
+    "llama4_text": "packed",
+    "bloom": "padded",
+    "gpt_oss": "padded",
+    "cpmant": "refused",
+    "recurrent_gemma": "padded",
+    "xlstm": "padded",
+}
 
 
 @pytest.mark.parametrize("name", WAYS)

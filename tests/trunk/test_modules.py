@@ -181,16 +181,33 @@ def test_a_hook_that_fails_leaves_the_head_as_it_was():
 class OddHead(transformers.LlamaForCausalLM):
     """A head that does more than its output embedding."""
 
+    more = None
+
     def forward(self, *args, **kwargs):
         outputs = super().forward(*args, **kwargs)
-        outputs.logits = outputs.logits * 1.5
+        outputs.logits = type(self).more(outputs.logits)
         return outputs
 
 
-def test_a_head_that_would_be_scored_wrongly_is_refused(tmp_path):
-    odd = OddHead(tiny_llama().config)
+MORE = {
+    "a scale": lambda z: z * 1.5,
+    "a softcap": lambda z: 30 * torch.tanh(z / 30),
+    "a bound": lambda z: z.clamp(-50, 50),
+    "a bias": lambda z: z + torch.arange(z.shape[-1]) / 100,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("more", MORE)
+def test_a_head_that_does_more_is_refused_though_its_logits_are_small(more, dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(OddHead, "more", MORE[more])
+    odd = OddHead(tiny_llama().config).to(dtype)
+    assert odd(input_ids=torch.arange(4)[None]).logits.abs().max() < 5
     with pytest.raises(InputError, match="^model: got 'OddHead'"):
         trainer(tmp_path, model=odd)
+
+
+def test_a_head_that_would_be_scored_wrongly_is_refused():
     bert = transformers.BertLMHeadModel(
         transformers.BertConfig(
             **SMALL, intermediate_size=64, is_decoder=True, tie_word_embeddings=False, max_position_embeddings=64
