@@ -45,12 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not given:
         print(overview(), file=sys.stderr)
         return 2
-    command, *rest = given
+    command, *rest = [*given[1:2], "--help"] if given[0] == "help" else given
     if command in ("-h", "--help", "--version"):
         print(f"fastkto {__version__}" if command == "--version" else overview())
         return 0
     if command not in COMMANDS:
-        near = nearest(command, COMMANDS) or "."
+        near = nearest(command, [*COMMANDS, f"train {command}"] if command.endswith((".yaml", ".yml")) else COMMANDS)
+        near = near or "."
         print(escaped(f"fastkto: unknown command {command!r}{near} See: fastkto --help"), file=sys.stderr)
         return 2
     if not rest and not COMMANDS[command].alone:

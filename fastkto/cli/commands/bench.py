@@ -76,9 +76,9 @@ def parser() -> StrictParser:
     found.add_argument("--max_length", type=_positive, default=1024, help="tokens of each row")
     found.add_argument("--batch", type=_positive, default=8, help="rows of a micro-batch")
     found.add_argument("--steps", type=_positive, default=3, help="counted steps, after one that is not")
-    found.add_argument("--systems", nargs="+", choices=SYSTEMS, help="what to run; the ratios are to the first.")
+    found.add_argument("--systems", nargs="+", choices=SYSTEMS, help="what to run; the ratios are to the first")
     found.add_argument("--use_peft", action="store_true", help="train a LoRA adapter instead of all weights")
-    found.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights.")
+    found.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights")
     found.add_argument("--max_tokens_per_forward", type=_positive, help="of fastkto: split a micro-batch")
     found.add_argument(
         "--output", type=lambda text: Path(text).expanduser(), help="also write the figures there, as JSON"

@@ -103,17 +103,15 @@ def parser() -> KnownParser:
     """Every option by name, with its help."""
     names = (*FROM_DATA, *fields_of("RowOptions"), *FROM_MODEL, *FROM_CONFIG)
     every = options_of_training()
-    known = KnownParser(
-        {name: every[name] for name in names}, command="data", groups=DATA, description=DESCRIPTION
-    )
+    known = KnownParser({name: every[name] for name in names}, command="data", groups=DATA, description=DESCRIPTION)
     _add_own(known)
     return known
 
 
 def _add_own(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="FILE_OR_ID", help="Data file, folder or Hub id.")
-    parser.add_argument("--model", required=True, default=argparse.SUPPRESS, help="Folder or Hub id of the model.")
-    parser.add_argument("--html", help="File to write the preview to as one page, faults first.")
+    parser.add_argument("source", metavar="FILE_OR_ID", help="data file, folder or Hub id")
+    parser.add_argument("--model", required=True, default=argparse.SUPPRESS, help="folder or Hub id of the model")
+    parser.add_argument("--html", help="file for the preview as one page, faults first")
 
 
 def _write(values: dict[str, Any], text: str) -> None:

@@ -49,7 +49,7 @@ def parser() -> StrictParser:
     found.add_argument("adapter", metavar="ADAPTER_DIR", help="folder with adapter_config.json")
     found.add_argument("--output_dir", "--output-dir", required=True, help="folder to write")
     found.add_argument("--model", help="folder or Hub id of the base model; unset: the one the adapter names")
-    found.add_argument("--dtype", choices=DTYPES, help="dtype of all saved weights; unset: of each, the base's.")
+    found.add_argument("--dtype", choices=DTYPES, help="dtype of all saved weights, unset: of each the base's")
     found.add_argument("--trust_remote_code", "--trust-remote-code", action="store_true", help="run the model's code")
     found.add_argument("--overwrite", action="store_true", help="replace a folder that is not empty")
     return found

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastkto.cli.commands.train import split_config
-from fastkto.cli.help.declared import options_of_training
 from fastkto.cli.help.essentials import PLAN
-from fastkto.cli.options.known import KnownParser
+from fastkto.cli.options.known import KnownParser, training_names
 from fastkto.cli.options.yaml_config import read_config
 from fastkto.errors import InputError
 
@@ -29,11 +28,6 @@ EVERY = "fastkto plan takes every option of fastkto train, and its YAML file. fa
 
 def run(argv: Sequence[str]) -> int:
     """Print the parts and what fits; 1 where the step as it is configured does not fit."""
-    if "--help-all" in argv:
-        from fastkto.cli.options.parsing import training_parser
-
-        training_parser("plan", description=DESCRIPTION).print_help()
-        return 0
     path, flags = split_config(list(argv))
     settings = {} if path is None else read_config(path)
     settings.pop("env", None)
@@ -44,7 +38,7 @@ def run(argv: Sequence[str]) -> int:
     from fastkto.config import KTOConfig
     from fastkto.tools.plan import LONGEST, MOST_ROWS, Search, process_bytes, total
 
-    full = training_parser("plan")
+    full = training_parser(command="plan")
     _add_own(full)
     values = full.read(flags, settings)
     config, memory = build(KTOConfig, values), values["memory"]
@@ -71,7 +65,7 @@ def run(argv: Sequence[str]) -> int:
 
 def parser() -> KnownParser:
     """Every option by name, with the first screen of help."""
-    known = KnownParser(options_of_training(), command="plan", groups=PLAN, description=DESCRIPTION, epilog=EVERY)
+    known = training_names("plan", groups=PLAN, description=DESCRIPTION, epilog=EVERY)
     _add_own(known)
     return known
 

@@ -5,9 +5,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastkto.cli.help.declared import options_of_training
 from fastkto.cli.help.essentials import TRAIN
-from fastkto.cli.options.known import KnownParser
+from fastkto.cli.options.known import KnownParser, training_names
 from fastkto.cli.options.strict import StrictParser, UsageError
 from fastkto.cli.options.yaml_config import read_config
 from fastkto.errors import InputError, escaped
@@ -21,16 +20,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 DESCRIPTION = """Train a language model with KTO. CONFIG.yaml holds `option: value` lines, those of `trl kto` too; a
 flag overrides its line."""
-EVERY = "fastkto train --help-all: every option. --no_OPTION: false, for every option that is true or false."
+EVERY = "fastkto train --help-all: every option. --no_OPTION: false instead of true."
 
 
 def run(argv: Sequence[str]) -> int:
     """Parse, check everything that can be checked, then train and save."""
-    if "--help-all" in argv:
-        from fastkto.cli.options.parsing import training_parser
-
-        training_parser("train", description=DESCRIPTION).print_help()
-        return 0
     path, flags = split_config(list(argv))
     settings = {} if path is None else read_config(path)
     if (env := settings.pop("env", None)) is not None:
@@ -45,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
     from fastkto.config import KTOConfig
     from fastkto.rows import RowOptions
 
-    full = training_parser("train")
+    full = training_parser(command="train")
     values = full.read(flags, settings)
     if launch(build(LaunchArguments, values), argv):
         return 0
@@ -58,7 +52,7 @@ def run(argv: Sequence[str]) -> int:
 
 def parser() -> KnownParser:
     """Every option by name, with the first screen of help."""
-    return KnownParser(options_of_training(), command="train", groups=TRAIN, description=DESCRIPTION, epilog=EVERY)
+    return training_names("train", groups=TRAIN, description=DESCRIPTION, epilog=EVERY)
 
 
 def split_config(argv: list[str]) -> tuple[str | None, list[str]]:

@@ -56,6 +56,6 @@ COMMANDS = {
     "completion": Command(
         "print a script with which a shell completes commands and options",
         "fastkto completion bash|zsh|fish",
-        ('eval "$(fastkto completion bash)"', "fastkto completion fish > ~/.config/fish/completions/fastkto.fish"),
+        ('eval "$(fastkto completion bash)"', "fastkto completion fish | source"),
     ),
 }

@@ -37,7 +37,11 @@ class DataclassParser(StrictParser, HfArgumentParser):
                 action.type = str  # e.g. float | str: the dataclass tells a number from a word
             elif types.NoneType in kinds and str not in kinds and action.nargs is None and callable(action.type):
                 action.type = _or_none(action.type)
-            if self.hints[name] is bool and f"--no_{name}" not in self._option_string_actions:
+            if not (self.hints[name] is bool or (bool in kinds and get_origin(self.hints[name]) is not dict)):
+                continue
+            if action.nargs is None:  # of bool | None
+                action.nargs, action.const = "?", True
+            if f"--no_{name}" not in self._option_string_actions:
                 off = (f"--no_{name}", f"--no-{name.replace('_', '-')}")  # as TRL has them where its default is true
                 self.add_argument(
                     *off, dest=name, action="store_false", default=argparse.SUPPRESS, help=argparse.SUPPRESS
@@ -99,11 +103,9 @@ def _text(node: Any) -> str:
     return node.value
 
 
-def training_parser(command: str, **kwargs: Any) -> DataclassParser:
+def training_parser(**kwargs: Any) -> DataclassParser:
     """Every option of `fastkto train`, as a field of its dataclass."""
-    return DataclassParser(
-        DataArguments, RowOptions, ModelArguments, KTOConfig, LaunchArguments, command=command, **kwargs
-    )
+    return DataclassParser(DataArguments, RowOptions, ModelArguments, KTOConfig, LaunchArguments, **kwargs)
 
 
 def build(cls: type[T], values: Mapping[str, Any]) -> T:
