@@ -27,6 +27,7 @@ class Declared(NamedTuple):
     default: Any
     """None too where the source has no plain value."""
     help: str
+    nargs: Any
 
 
 def options_of_training() -> dict[str, Declared]:
@@ -68,19 +69,15 @@ def _fields(cls: ast.ClassDef) -> Iterator[tuple[str, Declared]]:
         if isinstance(line.value, ast.Call):
             given = {keyword.arg: keyword.value for keyword in line.value.keywords}
         if _value(given.get("init")) is not False:
-            yield line.target.id, Declared(ast.unparse(line.annotation), _value(given.get("default")), _help(given))
-
-
-def _help(given: dict[str | None, ast.expr]) -> str:
-    metadata = given.get("metadata")
-    if not isinstance(metadata, ast.Dict):
-        return ""
-    texts = {_value(key): value for key, value in zip(metadata.keys, metadata.values, strict=True)}
-    return _value(texts.get("help")) or ""
+            metadata = given.get("metadata")
+            pairs = zip(metadata.keys, metadata.values, strict=True) if isinstance(metadata, ast.Dict) else ()
+            said = {_value(key): _value(value) for key, value in pairs}
+            annotation, default = ast.unparse(line.annotation), _value(given.get("default"))
+            yield line.target.id, Declared(annotation, default, said.get("help") or "", said.get("nargs"))
 
 
 def _value(node: ast.expr | None) -> Any:
     try:
         return None if node is None else ast.literal_eval(node)
-    except ValueError:
+    except (ValueError, TypeError):
         return None

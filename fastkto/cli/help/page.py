@@ -13,7 +13,7 @@ NARROWEST = 30
 LONGEST_NAME = 29
 """Beside which words begin on its line."""
 
-OPTION = re.compile(r"(--\w+) (?=[A-Za-z])")
+OPTION = re.compile(r"(--\w+|VALUE) (?=[A-Za-z.])")
 FIRST_STEPS = (*COMMANDS["data"].examples, *COMMANDS["train"].examples)
 
 Groups = Mapping[str, Mapping[str, str]]

@@ -19,11 +19,11 @@ class KnownParser(StrictParser):
         for name, field in fields.items():
             flags = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
             switch = "bool" in field.annotation and "dict" not in field.annotation
-            several = "?" if switch else "+" if "list" in field.annotation else None
+            several = field.nargs or ("?" if switch else "+" if "list" in field.annotation else None)
             self.add_argument(*flags, nargs=several, default=field.default, help=field.help)
             if switch:
                 off = (f"--no_{name}", f"--no-{name.replace('_', '-')}")
-                self.add_argument(*off, dest=name, action="store_false", help=argparse.SUPPRESS)
+                self.add_argument(*off, dest=name, action="store_false", default=None, help=argparse.SUPPRESS)
 
     def check(self, argv: Sequence[str], settings: Mapping[str, Setting] | None = None) -> None:
         """Refuse what no option and no field is called. Errors: `UsageError`, `InputError`."""

@@ -43,9 +43,7 @@ class DataclassParser(StrictParser, HfArgumentParser):
                 action.nargs, action.const = "?", True
             if f"--no_{name}" not in self._option_string_actions:
                 off = (f"--no_{name}", f"--no-{name.replace('_', '-')}")  # as TRL has them where its default is true
-                self.add_argument(
-                    *off, dest=name, action="store_false", default=argparse.SUPPRESS, help=argparse.SUPPRESS
-                )
+                self.add_argument(*off, dest=name, action="store_false", default=None, help=argparse.SUPPRESS)
         self.groups = _declared_in(dataclass_types)
 
     def read(self, argv: Sequence[str], settings: Mapping[str, Setting] | None = None) -> dict[str, Any]:
