@@ -38,11 +38,8 @@ def page(parser: argparse.ArgumentParser, groups: Groups | None = None, examples
 
 def line(action: argparse.Action, words: str = "") -> tuple[str, str]:
     """An option's name, and its help with the default."""
-    twins = [flag.replace("-", "_").replace("__", "--", 1) for flag in action.option_strings]
-    flags = [
-        flag for flag, twin in zip(action.option_strings, twins, strict=True) if twins.count(twin) == 1 or flag == twin
-    ]
-    name = ", ".join([*flags[:2], *([action.metavar] if isinstance(action.metavar, str) and not flags else [])])
+    short = [flag for flag in action.option_strings if not flag.startswith("--")]
+    name = ", ".join([*short, flag_of(action)]) if action.option_strings else str(action.metavar or action.dest)
     text = " ".join((words or action.help or "").replace("%%", "%").split())
     if not words and action.choices is not None:
         text += f"{' One of' if text.endswith('.') else ''}: {', '.join(map(str, action.choices))}"
@@ -73,30 +70,6 @@ def commands(title: str, texts: Sequence[str], width: int) -> str:
     return "\n".join([f"{title}:", *(" \\\n".join(lines) for lines in cut)])
 
 
-def flag_of(action: argparse.Action) -> str:
-    """Its first long spelling."""
-    return next(flag for flag in action.option_strings if flag.startswith("--"))
-
-
-def name_of(action: argparse.Action) -> str:
-    """As it is written in YAML; of an argument without a flag, the field that it fills."""
-    return action.option_strings[-1].lstrip("-").replace("-", "_") if action.option_strings else action.dest
-
-
-def _fill(text: str, width: int, first: str = "", rest: str = "") -> str:
-    glued = OPTION.sub("\\1\xa0", text)  # an option and its value stay on one line
-    filled = textwrap.fill(glued, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
-    return filled.replace("\xa0", " ")
-
-
-def _shown(default: object) -> str:
-    if default in (None, argparse.SUPPRESS, "") or default == []:
-        return ""
-    if isinstance(default, bool):
-        return str(default).lower()
-    return f"{default:g}".replace("e-0", "e-") if isinstance(default, float) else str(default)
-
-
 def overview() -> str:
     """`fastkto --help`."""
     width = shutil.get_terminal_size().columns
@@ -121,3 +94,27 @@ def reminder(command: str) -> str:
             f"See: fastkto {command} --help",
         ]
     )
+
+
+def flag_of(action: argparse.Action) -> str:
+    """Its first long spelling."""
+    return next(flag for flag in action.option_strings if flag.startswith("--"))
+
+
+def name_of(action: argparse.Action) -> str:
+    """As it is written in YAML; of an argument without a flag, the field that it fills."""
+    return action.option_strings[-1].lstrip("-").replace("-", "_") if action.option_strings else action.dest
+
+
+def _fill(text: str, width: int, first: str = "", rest: str = "") -> str:
+    glued = OPTION.sub("\\1\xa0", text)  # an option and its value stay on one line
+    filled = textwrap.fill(glued, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
+    return filled.replace("\xa0", " ")
+
+
+def _shown(default: object) -> str:
+    if default in (None, argparse.SUPPRESS, "") or default == []:
+        return ""
+    if isinstance(default, bool):
+        return str(default).lower()
+    return f"{default:g}".replace("e-0", "e-") if isinstance(default, float) else str(default)
