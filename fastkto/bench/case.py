@@ -9,6 +9,9 @@ from typing import Any
 
 from fastkto.errors import InputError
 
+SYSTEMS = ("fastkto", "fastkto-cached", "sft", "trl", "trl-compact", "trl-sft")
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 @dataclass(frozen=True)
 class Case:

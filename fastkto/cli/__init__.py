@@ -1,15 +1,17 @@
 """The command line: `fastkto COMMAND ...`.
 
-A command's module is imported when the command is run.
+A command's module is imported when the command is run, and what it works with once its options have been read: help
+and wrong names cost neither torch nor transformers.
 
 In: `sys.argv`. Out: text on stdout, errors on stderr, and the exit code (`main`).
 
     commands/  each command's module
     failures   which exceptions become one line for the user, and which are bugs that keep their traceback
+    help/      what the commands are called, pages of help, completion
     options/   flags, YAML, and the models, data and adapters that they name
 
-A command is a module in `cli/commands/` with `run(argv)`, and an entry in `COMMANDS`. A setting of the training is a
-field of `config.py`: its flag follows from that.
+A command is a module in `cli/commands/` with `run(argv)` and `parser()`, and an entry in `cli/help/commands`. A setting
+of the training is a field of `config.py`: its flag follows from that.
 """
 
 import importlib
@@ -20,31 +22,10 @@ from collections.abc import Sequence
 
 from fastkto import __version__
 from fastkto.cli.failures import explain
+from fastkto.cli.help.commands import COMMANDS
+from fastkto.cli.help.page import overview, reminder
 from fastkto.cli.options.strict import UsageError, nearest
 from fastkto.errors import escaped
-
-COMMANDS = {
-    "train": "train a model from a YAML file, flags, or both",
-    "data": "show what a data file would train on; trains nothing",
-    "plan": "the memory that a training step needs, by part, and the longest rows that fit",
-    "bench": "time and memory of a training step, beside TRL's and plain fine-tuning",
-    "doctor": "versions, devices, backends, and a check against the oracle",
-    "merge": "merge an adapter into its base model",
-    "report": "draw a run's metrics as report.png",
-}
-
-HELP = f"""usage: fastkto COMMAND ...
-
-KTO training on thumbs-up / thumbs-down feedback.
-
-commands:
-{"".join(f"  {name:<8} {summary}{chr(10)}" for name, summary in COMMANDS.items())}
-options:
-  -h, --help     this text; `fastkto COMMAND --help` shows a command's options
-  --version      the version
-
-example:
-  fastkto train config.yaml --learning_rate 5e-7"""
 
 
 class OneLine(logging.Formatter):
@@ -56,16 +37,25 @@ class OneLine(logging.Formatter):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code: 0, 1 for input that cannot be used, 2 for a wrong command line.
+    """Run one command; the exit code: 0, 1 for input that cannot be used, 2 for a wrong command line or none.
 
     What the user can mend is one message on stderr. A bug keeps its traceback, and FASTKTO_DEBUG=1 shows every one.
     """
-    command, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    given = list(sys.argv[1:] if argv is None else argv)
+    if not given:
+        print(overview(), file=sys.stderr)
+        return 2
+    command, *rest = [*given[1:2], "--help"] if given[0] == "help" else given
     if command in ("-h", "--help", "--version"):
-        print(f"fastkto {__version__}" if command == "--version" else HELP)
+        print(f"fastkto {__version__}" if command == "--version" else overview())
         return 0
     if command not in COMMANDS:
-        print(f"fastkto: unknown command {command!r}{nearest(command, COMMANDS)}. See: fastkto --help", file=sys.stderr)
+        near = nearest(command, [*COMMANDS, f"train {command}"] if command.endswith((".yaml", ".yml")) else COMMANDS)
+        near = near or "."
+        print(escaped(f"fastkto: unknown command {command!r}{near} See: fastkto --help"), file=sys.stderr)
+        return 2
+    if not rest and not COMMANDS[command].alone:
+        print(reminder(command), file=sys.stderr)
         return 2
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(OneLine())

@@ -11,11 +11,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tolerance import assert_close
 from transformers import PreTrainedTokenizerFast
 
-from fastkto.bench import compare
-from fastkto.bench.case import Case, full_length, of_lengths, one_token_words
+from fastkto.bench import compare, systems
+from fastkto.bench.case import DTYPES, SYSTEMS, Case, full_length, of_lengths, one_token_words
 from fastkto.bench.compare import measure, summary
 from fastkto.bench.sft import _CrossEntropy
 from fastkto.cli import main
+from fastkto.config import WEIGHT_DTYPES
 from fastkto.errors import InputError, ProcessFailed
 
 WORDS = ["salt", "iron", "moss", "rain", "clay", "wind"]
@@ -29,6 +30,11 @@ def tokenizer():
     core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocab)}, unk_token="<pad>"))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<|end|>")
+
+
+def test_the_names_of_the_command_line_are_those_of_the_systems():
+    assert (*systems.SYSTEMS,) == SYSTEMS
+    assert {*DTYPES} == {*WEIGHT_DTYPES}
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,11 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from fastkto.bench.case import DTYPES, SYSTEMS, Case
 from fastkto.cli.options.strict import StrictParser
 from fastkto.errors import MissingExtra
 from fastkto.ranges import COUNT
-
-if TYPE_CHECKING:
-    from fastkto.bench.case import Case
 
 DESCRIPTION = """Time and peak memory of a training step on rows of max_length tokens, half of each its prompt. Systems
 take their steps in turn, each in a process of its own, on the same rows; where two should take the same step, their
@@ -22,14 +19,13 @@ losses and gradient norms are compared first. sft is plain fine-tuning on the sa
 
 def run(argv: Sequence[str]) -> int:
     """Measure and print a table."""
-    from fastkto.bench.case import Case
+    options = parser().parse_all(argv)
+
     from fastkto.bench.compare import measure, summary
     from fastkto.bench.machine import here, machine
-    from fastkto.bench.systems import SYSTEMS
     from fastkto.disk import writing
     from fastkto.training.loading import model_source
 
-    options = _parser(tuple(SYSTEMS)).parse_all(argv)
     case = Case.of_full_length(
         model_source(options.model, "model"),
         options.batch,
@@ -58,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def table(figures: dict[str, dict[str, float]], case: "Case") -> str:
+def table(figures: dict[str, dict[str, float]], case: Case) -> str:
     """A line a system: medians of the counted steps, ratios to the first with their spread."""
     first = next(iter(figures))
     head = f"{'':16}{'s a step':>9}{'tokens/s':>10}{'peak GiB':>10}{f'time / {first}':>18}{'memory':>9}"
@@ -73,26 +69,21 @@ def table(figures: dict[str, dict[str, float]], case: "Case") -> str:
     return "\n".join(lines)
 
 
-def _parser(systems: tuple[str, ...]) -> StrictParser:
-    from fastkto.config import WEIGHT_DTYPES
-
-    parser = StrictParser(
-        prog="fastkto bench",
-        usage="fastkto bench --model ID [--max_length L] [--batch B] [...]",
-        description=DESCRIPTION,
-    )
-    parser.add_argument("--model", required=True, help="folder or Hub id of the model")
-    parser.add_argument("--max_length", type=_positive, default=1024, help="tokens of each row (default 1024)")
-    parser.add_argument("--batch", type=_positive, default=8, help="rows of a micro-batch (default 8)")
-    parser.add_argument("--steps", type=_positive, default=3, help="counted steps, after one that is not (default 3)")
-    parser.add_argument("--systems", nargs="+", choices=systems, help="what to run; the ratios are to the first")
-    parser.add_argument("--use_peft", action="store_true", help="train a LoRA adapter instead of all weights")
-    parser.add_argument("--dtype", choices=WEIGHT_DTYPES, default="float32", help="of the weights")
-    parser.add_argument("--max_tokens_per_forward", type=_positive, help="of fastkto: split a micro-batch")
-    parser.add_argument(
+def parser() -> StrictParser:
+    """The options."""
+    found = StrictParser(command="bench", description=DESCRIPTION)
+    found.add_argument("--model", required=True, help="folder or Hub id of the model")
+    found.add_argument("--max_length", type=_positive, default=1024, help="tokens of each row")
+    found.add_argument("--batch", type=_positive, default=8, help="rows of a micro-batch")
+    found.add_argument("--steps", type=_positive, default=3, help="counted steps, after one that is not")
+    found.add_argument("--systems", nargs="+", choices=SYSTEMS, help="what to run; the ratios are to the first")
+    found.add_argument("--use_peft", action="store_true", help="train a LoRA adapter instead of all weights")
+    found.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights")
+    found.add_argument("--max_tokens_per_forward", type=_positive, help="of fastkto: split a micro-batch")
+    found.add_argument(
         "--output", type=lambda text: Path(text).expanduser(), help="also write the figures there, as JSON"
     )
-    return parser
+    return found
 
 
 def _positive(text: str) -> int:

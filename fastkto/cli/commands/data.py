@@ -7,7 +7,10 @@ from dataclasses import fields, make_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-USAGE = "fastkto data FILE_OR_ID --model FOLDER_OR_ID [--FIELD VALUE ...]"
+from fastkto.cli.help.declared import fields_of, options_of_training
+from fastkto.cli.help.essentials import DATA
+from fastkto.cli.options.known import KnownParser
+
 DESCRIPTION = """Read, tokenise and pair the rows as `fastkto train` would with the same options, and print three of
 them with the scored tokens marked, which column means what, label counts, lengths, and what is left out, cut or
 doubled. Rows that cannot be trained on are counted by kind, and the exit code is 0 only if the data trains. Nothing is
@@ -23,6 +26,7 @@ FROM_DATA = (
     "frac_unique_desirable",
     "frac_unique_undesirable",
 )
+FROM_MODEL = ("model_revision",)
 FROM_CONFIG = (
     "max_length",
     "per_device_train_batch_size",
@@ -39,6 +43,8 @@ FROM_CONFIG = (
 
 def run(argv: Sequence[str]) -> int:
     """Print the preview; the errors are those that training would give."""
+    parser().check(argv)
+
     from fastkto.cli.options.arguments import DataArguments, ModelArguments
     from fastkto.cli.options.models import load_tokenizer
     from fastkto.cli.options.parsing import DataclassParser, build
@@ -53,14 +59,12 @@ def run(argv: Sequence[str]) -> int:
     classes = (
         _some(DataArguments, *FROM_DATA),
         RowOptions,
-        _some(ModelArguments, "model_revision"),
+        _some(ModelArguments, *FROM_MODEL),
         _some(KTOConfig, *FROM_CONFIG),
     )
-    parser = DataclassParser(*classes, prog="fastkto data", usage=USAGE, description=DESCRIPTION)
-    parser.add_argument("source", metavar="FILE_OR_ID", help="data file, folder or Hub id")
-    parser.add_argument("--model", required=True, default=argparse.SUPPRESS, help="folder or Hub id of the model")
-    parser.add_argument("--html", metavar="FILE", help="write the preview as one page, faults first")
-    values = parser.read(argv)
+    full = DataclassParser(*classes, command="data")
+    _add_own(full)
+    values = full.read(argv)
     chosen = build(Selection, values)
     config = KTOConfig(bf16=False, **{name: values[name] for name in FROM_CONFIG})
     name = model_source(values["model"], "model")
@@ -93,6 +97,21 @@ def run(argv: Sequence[str]) -> int:
     print(render(shown))
     _write(values, page(shown, Path(values["source"]).name))
     return 0
+
+
+def parser() -> KnownParser:
+    """Every option by name, with its help."""
+    names = (*FROM_DATA, *fields_of("RowOptions"), *FROM_MODEL, *FROM_CONFIG)
+    every = options_of_training()
+    known = KnownParser({name: every[name] for name in names}, command="data", groups=DATA, description=DESCRIPTION)
+    _add_own(known)
+    return known
+
+
+def _add_own(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="FILE_OR_ID", help="data file, folder or Hub id")
+    parser.add_argument("--model", required=True, default=argparse.SUPPRESS, help="folder or Hub id of the model")
+    parser.add_argument("--html", help="file for the preview as one page, faults first")
 
 
 def _write(values: dict[str, Any], text: str) -> None:

@@ -16,13 +16,18 @@ PACKAGES = ("torch", "triton", "transformers", "accelerate", "datasets", "peft",
 
 def run(argv: Sequence[str]) -> int:
     """Print the findings; 1 if a check against the oracle fails."""
-    description = "Versions, devices, backends of the head, and a check of head and loss against the oracle."
-    parser = StrictParser(prog="fastkto doctor", description=description)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    found = examine(with_progress=not (as_json := parser.parse_all(argv).json))
+    found = examine(with_progress=not (as_json := parser().parse_all(argv).json))
     if as_json:
         print(json.dumps(found, indent=2))
     return 0 if found["ok"] else 1
+
+
+def parser() -> StrictParser:
+    """The options."""
+    description = "Versions, devices, backends of the head, and a check of head and loss against the oracle."
+    found = StrictParser(command="doctor", description=description)
+    found.add_argument("--json", action="store_true", help="print one JSON object")
+    return found
 
 
 def examine(*, with_progress: bool) -> dict[str, Any]:

@@ -16,14 +16,7 @@ NOTHING = 1e-5
 
 def run(argv: Sequence[str]) -> int:
     """Merge, check, save."""
-    parser = StrictParser(prog="fastkto merge", description=DESCRIPTION)
-    parser.add_argument("adapter", metavar="ADAPTER_DIR", help="folder with adapter_config.json")
-    parser.add_argument("--output_dir", "--output-dir", required=True, help="folder to write")
-    parser.add_argument("--model", help="folder or Hub id of the base model; unset: the one the adapter names")
-    parser.add_argument("--dtype", choices=DTYPES, help="dtype of all saved weights; unset: of each, the base's")
-    parser.add_argument("--trust_remote_code", "--trust-remote-code", action="store_true", help="run the model's code")
-    parser.add_argument("--overwrite", action="store_true", help="replace a folder that is not empty")
-    arguments = parser.parse_all(argv)
+    arguments = parser().parse_all(argv)
 
     from fastkto.tools.merge.base import first_few
     from fastkto.tools.merge.merging import merge
@@ -48,6 +41,18 @@ def run(argv: Sequence[str]) -> int:
     if merged.effect is not None:
         print(_effect(merged.effect, merged.gap))
     return 0
+
+
+def parser() -> StrictParser:
+    """The options."""
+    found = StrictParser(command="merge", description=DESCRIPTION)
+    found.add_argument("adapter", metavar="ADAPTER_DIR", help="folder with adapter_config.json")
+    found.add_argument("--output_dir", "--output-dir", required=True, help="folder to write")
+    found.add_argument("--model", help="folder or Hub id of the base model; unset: the one the adapter names")
+    found.add_argument("--dtype", choices=DTYPES, help="dtype of all saved weights, unset: of each the base's")
+    found.add_argument("--trust_remote_code", "--trust-remote-code", action="store_true", help="run the model's code")
+    found.add_argument("--overwrite", action="store_true", help="replace a folder that is not empty")
+    return found
 
 
 def _effect(effect: float, gap: float) -> str:

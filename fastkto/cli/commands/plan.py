@@ -5,6 +5,9 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from fastkto.cli.commands.train import split_config
+from fastkto.cli.help.essentials import PLAN
+from fastkto.cli.options.known import KnownParser, training_names
 from fastkto.cli.options.yaml_config import read_config
 from fastkto.errors import InputError
 
@@ -13,33 +16,31 @@ if TYPE_CHECKING:
     from fastkto.config import KTOConfig
     from fastkto.tools.plan import Model
 
-USAGE = "fastkto plan [config.yaml] --memory SIZE [--FIELD VALUE ...]"
 DESCRIPTION = """The peak memory of a training step by part, and the longest max_length and the largest batch that fit.
-Takes what `fastkto train` takes; only the model's config is read, no weights and no data: the step runs on fake tensors
+Only the model's config is read, no weights and no data: the step runs on fake tensors
 of rows of max_length tokens, half of each its prompt."""
 
 UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 UNITS |= {f"{unit}iB": UNITS[unit] for unit in "KMGT"} | {"TB": 10**12}
 GIB = 2**30
+EVERY = "fastkto plan takes every option of fastkto train, and its YAML file. fastkto plan --help-all lists them."
 
 
 def run(argv: Sequence[str]) -> int:
     """Print the parts and what fits; 1 where the step as it is configured does not fit."""
-    from fastkto.cli.commands.train import split_config
-    from fastkto.cli.options.arguments import DataArguments, LaunchArguments, ModelArguments
-    from fastkto.cli.options.parsing import DataclassParser, build
-    from fastkto.config import KTOConfig
-    from fastkto.rows import RowOptions
-    from fastkto.tools.plan import LONGEST, MOST_ROWS, Search, process_bytes, total
-
     path, flags = split_config(list(argv))
     settings = {} if path is None else read_config(path)
     settings.pop("env", None)
-    classes = (DataArguments, RowOptions, ModelArguments, KTOConfig, LaunchArguments)
-    parser = DataclassParser(*classes, prog="fastkto plan", usage=USAGE, description=DESCRIPTION)
-    parser.add_argument("--memory", type=size, required=True, default=argparse.SUPPRESS, help="e.g. 24GiB")
-    parser.add_argument("--model", dest="model_name_or_path", default=argparse.SUPPRESS, help="model_name_or_path")
-    values = parser.read(flags, settings)
+    parser().check(flags, settings)
+
+    from fastkto.cli.options.arguments import LaunchArguments, ModelArguments
+    from fastkto.cli.options.parsing import build, training_parser
+    from fastkto.config import KTOConfig
+    from fastkto.tools.plan import LONGEST, MOST_ROWS, Search, process_bytes, total
+
+    full = training_parser(command="plan")
+    _add_own(full)
+    values = full.read(flags, settings)
     config, memory = build(KTOConfig, values), values["memory"]
     model = model_of(build(ModelArguments, values), config)
     if config.max_length is None:
@@ -60,6 +61,19 @@ def run(argv: Sequence[str]) -> int:
     found = search.most_rows(rows, length, room)
     print(f"per_device_train_batch_size with {length} tokens per row: {at_most(found, MOST_ROWS)}")
     return 0 if fits else 1
+
+
+def parser() -> KnownParser:
+    """Every option by name, with the first screen of help."""
+    known = training_names("plan", groups=PLAN, description=DESCRIPTION, epilog=EVERY)
+    _add_own(known)
+    return known
+
+
+def _add_own(parser: argparse.ArgumentParser) -> None:
+    unset = argparse.SUPPRESS
+    parser.add_argument("--memory", type=size, required=True, default=unset, help="what there is, e.g. 24GiB")
+    parser.add_argument("--model", dest="model_name_or_path", default=unset, help="model: a folder or a Hub id")
 
 
 def _several_processes(launch: "LaunchArguments") -> bool:

@@ -9,11 +9,16 @@ from fastkto.errors import escaped
 
 def run(argv: Sequence[str]) -> int:
     """Draw `report.png` in the run's folder and print its path."""
-    parser = StrictParser(prog="fastkto report", description="Draw RUN_DIR/metrics.jsonl as RUN_DIR/report.png.")
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="output directory of a training run")
-    arguments = parser.parse_all(argv)
+    arguments = parser().parse_all(argv)
 
     from fastkto.tools.report import report
 
     print(escaped(str(report(Path(arguments.run_dir).expanduser()))))
     return 0
+
+
+def parser() -> StrictParser:
+    """The one argument."""
+    found = StrictParser(command="report", description="Draw RUN_DIR/metrics.jsonl as RUN_DIR/report.png.")
+    found.add_argument("run_dir", metavar="RUN_DIR", help="output directory of a training run")
+    return found

@@ -5,6 +5,9 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from fastkto.cli.help.essentials import TRAIN
+from fastkto.cli.options.known import KnownParser, training_names
+from fastkto.cli.options.strict import StrictParser, UsageError
 from fastkto.cli.options.yaml_config import read_config
 from fastkto.errors import InputError, escaped
 
@@ -15,9 +18,9 @@ if TYPE_CHECKING:
     from fastkto.training import KTOTrainer
 
 logger = logging.getLogger(__name__)
-USAGE = "fastkto train [config.yaml] [--FIELD VALUE ...]"
-DESCRIPTION = """Train a language model with KTO. The YAML file, first or after --config, holds `field: value` lines; a
-flag overrides its line. Files written for `trl kto --config` are read as they are."""
+DESCRIPTION = """Train a language model with KTO. CONFIG.yaml holds `option: value` lines, those of `trl kto` too; a
+flag overrides its line."""
+EVERY = "fastkto train --help-all: every option. --no_OPTION: false instead of true."
 
 
 def run(argv: Sequence[str]) -> int:
@@ -28,31 +31,34 @@ def run(argv: Sequence[str]) -> int:
         if not isinstance(env.value, dict):
             raise InputError(env.where, env.value, "a mapping of environment variables", "Write `NAME: value` lines.")
         os.environ.update({str(name): str(value) for name, value in env.value.items()})
+    parser().check(flags, settings)
 
     from fastkto.cli.options.arguments import DataArguments, LaunchArguments, ModelArguments
     from fastkto.cli.options.launch import launch
-    from fastkto.cli.options.parsing import DataclassParser, build
+    from fastkto.cli.options.parsing import build, training_parser
     from fastkto.config import KTOConfig
     from fastkto.rows import RowOptions
 
-    classes = (DataArguments, RowOptions, ModelArguments, KTOConfig, LaunchArguments)
-    parser = DataclassParser(*classes, prog="fastkto train", usage=USAGE, description=DESCRIPTION)
-    values = parser.read(flags, settings)
+    full = training_parser(command="train")
+    values = full.read(flags, settings)
     if launch(build(LaunchArguments, values), argv):
         return 0
     trainer = set_up(
         build(DataArguments, values), build(RowOptions, values), build(ModelArguments, values), build(KTOConfig, values)
     )
-    train(trainer, parser.given(values))
+    train(trainer, full.given(values))
     return 0
+
+
+def parser() -> KnownParser:
+    """Every option by name, with the first screen of help."""
+    return training_names("train", groups=TRAIN, description=DESCRIPTION, epilog=EVERY)
 
 
 def split_config(argv: list[str]) -> tuple[str | None, list[str]]:
     """The YAML file, given first or as --config, and the flags."""
-    from fastkto.cli.options.strict import StrictParser, UsageError
-
     path = argv.pop(0) if argv and not argv[0].startswith("-") else None
-    config = StrictParser(prog="fastkto train", usage=USAGE, add_help=False)
+    config = StrictParser(command="train", add_help=False)
     config.add_argument("--config")
     known, flags = config.parse_known_args(argv)
     if path is not None and known.config is not None:

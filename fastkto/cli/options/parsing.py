@@ -1,18 +1,25 @@
 """Dataclasses from a YAML file and flags: `HfArgumentParser`'s conventions, and no key that is silently ignored."""
 
 import argparse
+import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
 
-from fastkto.cli.options.strict import StrictParser, elsewhere, nearest
+from fastkto.cli.help.essentials import WHERE_DECLARED
+from fastkto.cli.help.page import Groups
+from fastkto.cli.options.arguments import DataArguments, LaunchArguments, ModelArguments
+from fastkto.cli.options.known import unknown_setting
+from fastkto.cli.options.strict import StrictParser
 from fastkto.cli.options.yaml_config import Setting
+from fastkto.config import KTOConfig
 from fastkto.errors import InputError
 from fastkto.ranges import RANGES, check_range
+from fastkto.rows import RowOptions
 
 T = TypeVar("T")
 
@@ -30,11 +37,14 @@ class DataclassParser(StrictParser, HfArgumentParser):
                 action.type = str  # e.g. float | str: the dataclass tells a number from a word
             elif types.NoneType in kinds and str not in kinds and action.nargs is None and callable(action.type):
                 action.type = _or_none(action.type)
-            if self.hints[name] is bool and f"--no_{name}" not in self._option_string_actions:
+            if not (self.hints[name] is bool or (bool in kinds and get_origin(self.hints[name]) is not dict)):
+                continue
+            if action.nargs is None:  # of bool | None
+                action.nargs, action.const = "?", True
+            if f"--no_{name}" not in self._option_string_actions:
                 off = (f"--no_{name}", f"--no-{name.replace('_', '-')}")  # as TRL has them where its default is true
-                self.add_argument(
-                    *off, dest=name, action="store_false", default=argparse.SUPPRESS, help=argparse.SUPPRESS
-                )
+                self.add_argument(*off, dest=name, action="store_false", default=None, help=argparse.SUPPRESS)
+        self.groups = _declared_in(dataclass_types)
 
     def read(self, argv: Sequence[str], settings: Mapping[str, Setting] | None = None) -> dict[str, Any]:
         """The value of every field: flags before settings before defaults. Errors: `InputError`, `UsageError`."""
@@ -47,8 +57,7 @@ class DataclassParser(StrictParser, HfArgumentParser):
 
     def _convert(self, name: str, setting: Setting) -> Any:
         if name not in self.fields:
-            near = elsewhere(name) or nearest(name, self.fields).lstrip("; ").capitalize()
-            raise InputError(setting.where, setting.value, "the name of a field", near or "See `fastkto train --help`.")
+            raise unknown_setting(name, setting, self.fields)
         action, hint = self.fields[name], self.hints[name]
         value = setting.value if fits(setting.value, hint) else self._from_text(action, hint, setting)
         if action.choices is not None and value is not None and value not in action.choices:
@@ -73,10 +82,28 @@ class DataclassParser(StrictParser, HfArgumentParser):
         raise InputError(setting.where, setting.value, describe(hint), "Correct the value, or leave the field out.")
 
 
+def _declared_in(classes: Sequence[type]) -> Groups:
+    """The fields by the class that declares them, in the order in which a reader asks for them."""
+    groups: dict[str, dict[str, str]] = {}
+    seen: set[str] = set()
+    for cls in classes:
+        for base in filter(is_dataclass, cls.__mro__):
+            names = [name for name in inspect.get_annotations(base) if name not in seen]
+            fields_here = {field.name for field in fields(base) if field.init}
+            groups[WHERE_DECLARED.get(base.__name__, base.__name__)] = {n: "" for n in names if n in fields_here}
+            seen |= {*names}
+    return groups
+
+
 def _text(node: Any) -> str:
     if not isinstance(node.value, str):
         raise TypeError("a list or mapping where a single value belongs")
     return node.value
+
+
+def training_parser(**kwargs: Any) -> DataclassParser:
+    """Every option of `fastkto train`, as a field of its dataclass."""
+    return DataclassParser(DataArguments, RowOptions, ModelArguments, KTOConfig, LaunchArguments, **kwargs)
 
 
 def build(cls: type[T], values: Mapping[str, Any]) -> T:
