@@ -7,6 +7,7 @@ by itself. A later token must not change what comes before it, and learned posit
 
 import copy
 import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging
 
 from fastkto.batch import PaddingCollator
 from fastkto.engines import absent, partitioned
@@ -23,7 +25,10 @@ from fastkto.trunk.attention import CannotPack
 from fastkto.trunk.modules import find_base, unwrap_peft
 from fastkto.trunk.run import ModelRun, run_batch
 
+logger = logging.get_logger(__name__)
+
 NAMES = ("window", "attention_chunk", "original_max_position", "floor_scale", "index_topk", "seq_length")
+SECONDS = 10.0  # for all lengths together
 SHORT, MORE = 64, 16  # tokens of a short row; by how much a long row passes a length
 
 
@@ -62,7 +67,8 @@ def why_not_alone(
 ) -> str | None:
     """The reason why log-probs of rows in one batch of this collator are not those of each row by itself, or None.
 
-    `rows`: those of `probe_rows`.
+    `rows`: those of `probe_rows`. What would take longer than `SECONDS`, or more memory than there is, is not tried,
+    which is said.
     """
     if absent(run.model) or not rows:
         return None
@@ -80,23 +86,54 @@ def why_not_alone(
                     noisy = score(run, alone(rows))
         except CannotPack as error:
             return str(error)
+        except torch.OutOfMemoryError:
+            raise
         except FAILURES as error:
             return f"its forward fails on them ({type(error).__name__}: {error})"
         if worst <= allowed_gap(noisy, expected):
             return None
         return f"a row's log-probs differ by {worst:.3g} nats from those of the row by itself"
 
+    start = time.monotonic()
     reason = gap(run, rows)
     if reason is not None:
         return reason
+    begin = time.monotonic()
+    layers = max(1, getattr(config.get_text_config(), "num_hidden_layers", 1))
+    a_token = (begin - start) / _tokens(rows) / layers
     for length in lengths_of(config, reach):
         long = _rows_past(rows, length, reach)
-        with _first_layers(run) as short, torch.autocast(short.model.device.type, enabled=False):
-            _check_history(short, alone, long, length, max_length)
-            reason = gap(short, long)
+        late = time.monotonic() - begin + 2 * a_token * _tokens(long) * _first(config) > SECONDS
+        if late and not partitioned(run.model):  # whose ranks run every forward together
+            logger.warning(_untried(length, f"in {SECONDS:.0f} s"))
+            break
+        try:
+            with _first_layers(run) as short, torch.autocast(short.model.device.type, enabled=False):
+                _check_history(short, alone, long, length, max_length)
+                reason = gap(short, long)
+        except torch.OutOfMemoryError:
+            logger.warning(_untried(length, "in the memory that is left"))
+            break
         if reason is not None:
             return f"with more than {length} tokens {reason}"
     return None
+
+
+def _untried(length: int, bound: str) -> str:
+    return (
+        f"Whether this model computes a row otherwise beside one of more than {length} tokens could not be tried "
+        f"{bound}. A smaller max_length or max_tokens_per_forward leaves such lengths out."
+    )
+
+
+def _tokens(rows: Sequence[dict[str, Any]]) -> int:
+    return sum(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows)
+
+
+def _first(config: Any) -> int:
+    """How many layers there are up to the first of each kind."""
+    kinds = getattr(config.get_text_config(), "layer_types", None) or [""]
+    return max(2, *(kinds.index(kind) + 1 for kind in kinds))
 
 
 def _check_history(run: ModelRun, alone: Any, rows: list[dict[str, Any]], length: int, max_length: int | None) -> None:
@@ -104,6 +141,8 @@ def _check_history(run: ModelRun, alone: Any, rows: list[dict[str, Any]], length
     try:
         with without_dropout(run.model), torch.no_grad():
             there, back = score(run, alone(rows)), score(run, alone(rows[::-1]))
+    except torch.OutOfMemoryError:
+        raise
     except FAILURES:
         return
     if largest_gap(there, back) > 1e-5 * max(map(abs, there.values())):
@@ -135,8 +174,7 @@ def _first_layers(run: ModelRun) -> Iterator[ModelRun]:
     """The model up to the first layer of each kind, where long rows are cheap; in float32, for half the digits would
     hide what is looked for. The model is whole again afterwards."""
     model = unwrap_peft(run.model)
-    kinds = getattr(model.config.get_text_config(), "layer_types", None) or [""]
-    keep = max(2, *(kinds.index(kind) + 1 for kind in kinds))
+    keep = _first(model.config)
     cut: list[tuple[nn.Module, str, nn.ModuleList]] = []
     for module in model.modules():
         for name, layers in module.named_children():

@@ -69,34 +69,21 @@ def why_not_packed(
     return None
 
 
-def probe_rows(rows: Sequence[dict[str, Any]], window: int | None, max_length: int | None) -> list[dict[str, Any]]:
-    """A few of the shorter rows, cut, each a prompt of its own; the last is drawn out past the attention window, if
-    `max_length` lets a row be as long."""
+def probe_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A few of the shorter rows, cut, each a prompt of its own."""
 
     def length(row: dict[str, Any]) -> int:
         return len(row["prompt_ids"]) + len(row["completion_ids"])
 
     ordered = sorted(rows, key=length)
     chosen = [ordered[len(ordered) * i // (2 * ROWS)] for i in range(ROWS) if ordered]
-    chosen = [_shortened(row) | {"prompt_key": i, "conversation": i} for i, row in enumerate(chosen)]
-    if chosen and window is not None and (max_length is None or max_length > window):
-        ids = chosen[-1]["completion_ids"]
-        longer = (list(ids) * (window // len(ids) + 2))[: window + len(ids) + 1]  # longer also behind another prompt
-        chosen[-1] = chosen[-1] | {"completion_ids": longer}
-    return chosen
+    return [_shortened(row) | {"prompt_key": i, "conversation": i} for i, row in enumerate(chosen)]
 
 
 def _shortened(row: dict[str, Any]) -> dict[str, Any]:
     """The end of its prompt and the start of its completion."""
     prompt, completion = row["prompt_ids"], row["completion_ids"]
     return row | {"prompt_ids": prompt[-LENGTH // 2 :], "completion_ids": completion[: LENGTH // 2]}
-
-
-def window_of(config: Any) -> int | None:
-    """How many positions an attention of this model sees at least, or None for all."""
-    config = config.get_text_config()
-    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return min((window for window in windows if isinstance(window, int)), default=None)
 
 
 def score(run: ModelRun, batch: Any) -> Logps:

@@ -33,6 +33,7 @@ def assemble(
     reference_model: Any | None,
     start: StartingWeights | None,
     rows: Any,
+    evals: Any,
     collator: Any | None,
     args: KTOConfig,
     tokenizer: PreTrainedTokenizerBase,
@@ -40,7 +41,8 @@ def assemble(
 ) -> Parts:
     """Teach both models to hand over hidden states, choose packed or padded batches by trying, open the cache.
 
-    `policy`: run here, so `engines.running` is around this. `collator`: the user's own, or None to choose one.
+    `policy`: run here, so `engines.running` is around this. `evals`: rows that are evaluated on, a dict of such, or
+    None. `collator`: the user's own, or None to choose one.
     """
     if args.sync_ref_model and shards(accelerator):
         expected = "False with weights that are sharded (FSDP, ZeRO-3)"
@@ -67,6 +69,6 @@ def assemble(
         if args.sync_ref_model:
             moving = MovingReference(unwrap_peft(policy), unwrap_peft(accelerator.unwrap_model(reference_model)))
     if collator is None:
-        collator = choose_collator(run, rows, args, pad_token_id=tokenizer.pad_token_id)
+        collator = choose_collator(run, rows, args, pad_token_id=tokenizer.pad_token_id, evals=evals)
     reference = Reference(run, reference_model, cache, accelerator, None if start is None else start.in_place)
     return Parts(run, collator, reference, moving, aux_loss_coef(unwrap_peft(policy), args.router_aux_loss_coef))

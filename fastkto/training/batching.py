@@ -22,10 +22,11 @@ LOOKED_AT = 512  # rows from which the probe chooses its few
 
 
 def choose_collator(
-    run: ModelRun, rows: Any, args: KTOConfig, *, pad_token_id: int
+    run: ModelRun, rows: Any, args: KTOConfig, *, pad_token_id: int, evals: Any = None
 ) -> PackingCollator | PaddingCollator:
     """The packing collator where the model proves, on the first rows, to allow it; else the padding one, and why: of
-    batches, or where even those let a row depend on others, of rows that run one by one.
+    batches, or where even those let a row depend on others, of rows that run one by one. `evals`: rows that are
+    evaluated on, or a dict of such, which may be longer.
 
     Errors: `InputError` where `packing=True` asks for what the model does not allow, for rows that are too long for it,
     and for a model in which tokens see later ones.
@@ -35,8 +36,11 @@ def choose_collator(
     padding = PaddingCollator(pad_token_id, args.max_length, kl=kl, pad_to_multiple_of=multiple)
     packing = PackingCollator(args.max_length, kl=kl, max_tokens=args.max_tokens_per_forward)
     model = unwrap_peft(run.model)
-    candidates = probe_rows(list(itertools.islice(rows, LOOKED_AT)), None, args.max_length)
-    reach = _reach(rows, candidates, args, kl=kl)
+    candidates = probe_rows(list(itertools.islice(rows, LOOKED_AT)))
+    others = [*evals.values()] if isinstance(evals, dict) else [] if evals is None else [evals]
+    sized = [(rows, args.per_device_train_batch_size), *((x, args.per_device_eval_batch_size) for x in others)]
+    each = [_reach(x, candidates, args, size, kl=kl) for x, size in sized]
+    reach = Reach(max(one.row for one in each), max(one.batch for one in each))
     check_positions(model, reach.row, args.max_length)
     given: Any = {"pad_token_id": pad_token_id, "max_length": args.max_length, "kl": kl}
     unpacked = unpadded = None
@@ -69,7 +73,7 @@ def choose_collator(
     return packing
 
 
-def _reach(rows: Any, looked_at: list[dict[str, Any]], args: KTOConfig, *, kl: bool) -> Reach:
+def _reach(rows: Any, looked_at: list[dict[str, Any]], args: KTOConfig, batch_size: int, *, kl: bool) -> Reach:
     """The longest row and the longest batch that there may be; of a stream, from `max_length` or the rows looked at."""
     names = ("prompt_ids", "completion_ids")
     columns = [rows[name] for name in names] if hasattr(rows, "column_names") and hasattr(rows, "__len__") else None
@@ -82,7 +86,7 @@ def _reach(rows: Any, looked_at: list[dict[str, Any]], args: KTOConfig, *, kl: b
         longest = max(prompts, default=0) + max(completions, default=1)
     if args.max_length is not None:
         longest = args.max_length if not hasattr(rows, "__len__") else min(longest, args.max_length)
-    together = longest * args.per_device_train_batch_size * (2 if kl else 1)
+    together = longest * batch_size * (2 if kl else 1)
     most = args.max_tokens_per_forward
     return Reach(longest, together if most is None else max(longest, min(together, most)))
 

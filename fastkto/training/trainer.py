@@ -136,7 +136,7 @@ class KTOTrainer(ResumableTrainer):
             self.record.agree(self.accelerator)
             self._finite.attach(self.accelerator)
             with running(self.model, self.accelerator):  # the probe, and the cache where it is filled
-                policy = self.model, reference_model, start, self.train_dataset, data_collator, args, tokenizer
+                policy = self.model, reference_model, start, self.train_dataset, evals, data_collator, args, tokenizer
                 parts = assemble(*policy, self.accelerator)
                 self._model_run, self.data_collator, self.reference, moving, self.aux_loss_coef = parts
                 if moving is not None:

@@ -10,6 +10,7 @@ from tolerance import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fastkto.errors import InputError
+from fastkto.step import lengths
 from fastkto.step.lengths import Reach, lengths_of
 from fastkto.training.batching import choose_collator
 from fastkto.trunk import ModelRun
@@ -94,6 +95,31 @@ def test_what_it_costs_is_said(tmp_path, warnings):
     (line,) = [line for line in warnings.messages if "cannot be padded" in line]
     assert "with more than 32 tokens" in line
     assert "two forwards a row" in line
+
+
+@pytest.mark.parametrize("bound", ["time", "memory"])
+def test_what_could_not_be_tried_is_said(bound, tmp_path, warnings, monkeypatch):
+    if bound == "time":
+        monkeypatch.setattr(lengths, "SECONDS", 0.0)
+    else:
+
+        def full(*_):
+            raise torch.OutOfMemoryError("no memory")
+
+        monkeypatch.setattr(lengths, "_check_history", full)
+    assert way_of(chosen(family("llama", **LONGROPE), tmp_path)) == "packed"
+    said = [record.getMessage() for record in warnings.records]
+    assert sum("one of more than 32 tokens could not be tried in" in line for line in said) == 1
+
+
+@pytest.mark.parametrize("evals", [rows([(60, 30), (3, 2)]), {"a": rows([(3, 2)]), "b": rows([(60, 30), (3, 2)])}])
+def test_rows_that_are_evaluated_on_count(evals, tmp_path):
+    short = rows([(5, 9), (1, 1), (14, 3), (2, 4)])
+    model = family("llama", **LONGROPE)
+    teach_scorer(model)
+    args = config(tmp_path, bf16=False, per_device_train_batch_size=2, max_length=None)
+    for given, way in ((None, "packed"), (evals, "one by one")):
+        assert way_of(choose_collator(ModelRun(model), short, args, pad_token_id=0, evals=given)) == way
 
 
 def test_packing_asked_for_by_name_is_refused_there(tmp_path):

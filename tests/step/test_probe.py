@@ -13,7 +13,8 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecode
 
 from fastkto.batch import PackingCollator
 from fastkto.step import probe
-from fastkto.step.probe import probe_rows, why_not_packed, window_of
+from fastkto.step.lengths import Reach, why_not_alone
+from fastkto.step.probe import probe_rows, why_not_packed
 from fastkto.trunk import ModelRun, attention, segments
 from fastkto.trunk.modules import unwrap_peft
 from fastkto.trunk.scorer import install_scorer
@@ -24,8 +25,12 @@ COMPUTING = [torch.float32, torch.bfloat16]
 
 def probed(model, data=DATA, *, kl=True, max_length=64):
     install_scorer(unwrap_peft(model))
-    chosen = probe_rows(data, window_of(unwrap_peft(model).config), max_length)
-    return why_not_packed(ModelRun(model), chosen, pad_token_id=0, max_length=max_length, kl=kl)
+    run, chosen = ModelRun(model), probe_rows(data)
+    given = {"pad_token_id": 0, "max_length": max_length, "kl": kl}
+    reach = Reach(max_length or 64, 8 * (max_length or 64))
+    return why_not_packed(run, chosen, **given) or why_not_alone(
+        run, chosen, PackingCollator(max_length, kl=kl), reach, **given
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -252,16 +257,6 @@ def test_no_rows():
     assert "no rows" in probed(family("llama"), [])
 
 
-def test_a_row_passes_every_window_that_rows_may_pass():
-    for window, max_length in ((None, None), (100, None), (100, 100), (100, 101)):
-        chosen = probe_rows(DATA, window, max_length)
-        longest = max(len(row["completion_ids"]) for row in chosen)
-        assert (longest > 100) == (window is not None and max_length != 100)
-    assert window_of(AutoConfig.for_model("llama4_text", attention_chunk_size=7)) == 7
-    assert window_of(AutoConfig.for_model("gemma3_text", sliding_window=9)) == 9
-    assert window_of(AutoConfig.for_model("llama")) is None
-
-
 def test_it_is_cheap():
     """Of a large data set it runs a few rows, none above the median length, a few times."""
     model, tokens = family("llama"), []
@@ -271,7 +266,7 @@ def test_it_is_cheap():
     assert probed(model, data, max_length=None) is None
     passed = sum(x for x in tokens if isinstance(x, int))
     assert passed < 2 * 5 * 4 * 100  # both streams of five forwards of four rows, padded to the median
-    long = probe_rows(rows([(3000 + n, 5000) for n in range(9)]), None, None)
+    long = probe_rows(rows([(3000 + n, 5000) for n in range(9)]))
     assert all(len(row["prompt_ids"]) + len(row["completion_ids"]) <= 256 for row in long)
 
 

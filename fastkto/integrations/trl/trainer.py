@@ -92,7 +92,9 @@ class KTOTrainer(_TRL):
         given = {name: getattr(self.args, name) for name in (*names, "per_device_train_batch_size")}
         options: Any = SimpleNamespace(packing=None, max_tokens_per_forward=None, **given)
         own = self.data_collator
-        collator = choose_collator(self._model_run, self.train_dataset, options, pad_token_id=own.pad_token_id)
+        collator = choose_collator(
+            self._model_run, self.train_dataset, options, pad_token_id=own.pad_token_id, evals=self.eval_dataset
+        )
         self.data_collator = TRLCollator(collator, own)
         # it would cut and join batches by rows, which ours do not survive
         self.accelerator.dataloader_config.dispatch_batches = False
