@@ -27,7 +27,7 @@ from tables import print_result
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 import fastkto
-from fastkto.tools.report import report
+from fastkto.training.output.picture import report
 
 ROOT = HERE.parents[1]
 RECIPE = {

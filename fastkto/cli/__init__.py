@@ -18,6 +18,7 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from fastkto import __version__
@@ -34,6 +35,16 @@ class OneLine(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         """The message without what a terminal would obey."""
         return escaped(super().formatMessage(record))
+
+
+def silence_others() -> None:
+    """What other libraries say to their own users, not to ours, and bars where no one sees them move."""
+    if not sys.warnoptions and os.environ.get("FASTKTO_DEBUG") != "1":
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true but no accelerator")
+    if not sys.stderr.isatty():
+        for library in ("HF_HUB", "HF_DATASETS"):  # transformers follows the first
+            os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not rest and not COMMANDS[command].alone:
         print(reminder(command), file=sys.stderr)
         return 2
+    silence_others()
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(OneLine())
     try:

@@ -10,6 +10,5 @@ brackets reads the flags and prints; it is a file of `cli/`.
     fake_step        the step that plan takes, on tensors without data: the real trunk, a stand-in for the head
     footprint        the bytes that are alive in it, and at its peak, under a label each
     selfcheck        head and loss against the oracle on the user's machine (`fastkto doctor`)
-    report           a run's `metrics.jsonl` as one picture (`fastkto report`)
     merge/           an adapter added to its base model and compared with it (`fastkto merge`)
 """

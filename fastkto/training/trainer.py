@@ -39,6 +39,8 @@ from fastkto.training.loading import (
     policy_and_reference,
     vocabulary_of,
 )
+from fastkto.training.output.notebook import shown_by
+from fastkto.training.output.progress import tokens_so_far
 from fastkto.training.output.record import RunRecord
 from fastkto.training.output.resumable import ResumableTrainer
 from fastkto.training.prepare import prepare, prepare_eval
@@ -129,6 +131,7 @@ class KTOTrainer(ResumableTrainer):
                 callbacks=[*watches, SamplerEpoch(self), *(callbacks or [])],
                 optimizers=optimizers,
             )
+            self._progress = shown_by(self)
             self.model_accepts_loss_kwargs = True
             self.accelerator.gradient_accumulation_steps = 1  # the loss has its share; older Trainers divide once more
             keep_float32_outputs(self.accelerator)
@@ -161,7 +164,7 @@ class KTOTrainer(ResumableTrainer):
         checkpoint = self.found(resume_from_checkpoint)
         self._meters["train"].clear()  # of steps after the last log line of an earlier call
         self.reference.policy_moved = True
-        with self.owning_output(checkpoint), self._interruption:
+        with self.owning_output(checkpoint), self._interruption, self._progress:
             result = super().train(checkpoint, *args, **kwargs)
         if self._finite.error is not None:
             raise self._finite.error
@@ -236,16 +239,12 @@ class KTOTrainer(ResumableTrainer):
         """The Trainer's loop; its metrics gain ours, so that `metric_for_best_model` finds them."""
         self._meters["eval"].clear()
         output: Any = super().evaluation_loop(*args, **kwargs)
-        figures = {**self._meters["eval"].flush(), "num_tokens": self._num_tokens()}
+        figures = {**self._meters["eval"].flush(), "num_tokens": tokens_so_far(self.state)}
         prefix = kwargs.get("metric_key_prefix", "eval")
         if (name := f"{prefix}_loss") in output.metrics and self._meters["eval"].mean_weight is not None:
             output.metrics[name] /= self._meters["eval"].mean_weight.item() or 1
         output.metrics.update({f"{prefix}_{name}": value for name, value in figures.items()})
         return output
-
-    def _num_tokens(self) -> float:
-        """Tokens trained on up to the last log line, those before a resume included."""
-        return next((line["num_tokens"] for line in reversed(self.state.log_history) if "num_tokens" in line), 0.0)
 
     def evaluate(
         self,
@@ -267,7 +266,7 @@ class KTOTrainer(ResumableTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The Trainer's log line, with the figures of the steps since the last one."""
         if "loss" in logs and (figures := self._meters["train"].flush()):
-            figures["num_tokens"] += self._num_tokens()
+            figures["num_tokens"] += tokens_so_far(self.state)
             logs.update(figures | self._finite.figures())
         super().log(logs, start_time)
 

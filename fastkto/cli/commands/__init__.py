@@ -9,6 +9,6 @@ In: `run(argv)`. Out: text on stdout and an exit code; errors go up to `cli.main
     bench       a step beside TRL's and plain fine-tuning, on `bench/`
     doctor      versions, devices, backends, `tools/selfcheck`
     merge       an adapter into its base, on `tools/merge`
-    report      a run's picture, on `tools/report`
+    report      a run's picture, on `training/output/picture`
     completion  scripts for the shells, on `cli/help/shells`
 """

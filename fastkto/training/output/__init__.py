@@ -1,4 +1,4 @@
-"""What a run keeps in its output directory, besides what Hugging Face's `Trainer` writes there.
+"""What a run shows, and keeps in its output directory besides what Hugging Face's `Trainer` writes there.
 
 In: the trainer's model, and a folder. Out: files from which a run goes on exactly as if it had not been stopped, and an
 `InputError` where they belong to another one.
@@ -8,6 +8,9 @@ In: the trainer's model, and a folder. Out: files from which a run goes on exact
     changed    what of the optimizer and its schedule is another one than in the checkpoint
     folder     one run at a time in a folder; what an older one left is moved aside
     card       `README.md` beside the model: data, settings, figures, and the command for the same run again
+    progress   its log lines in columns that fit the terminal, under a bar
+    notebook   the same in a notebook's cell, with the picture
+    picture    `metrics.jsonl` as one picture (`fastkto report`)
     adapters   every trained weight of an adapter in a checkpoint, and back again; does it belong to this model?
 
 A checkpoint also holds what the reference is made of: the adapter as it was at the start (`step/reference_model`), or a
