@@ -1,6 +1,5 @@
 import copy
 import importlib.util
-import io
 import json
 import math
 import sys
@@ -18,12 +17,9 @@ sys.path.append(str(Path(__file__).parents[1] / "examples" / "demo"))
 import base_model
 import make_data
 import run
-from bar import ProgressBar
 from generate import Answer, answers, prompt_ids, token_logps
 from measure import Evaluation, evaluate, goals_missed, mean_reward_margin, wilson
-from rich.console import Console
 from rule import MAX_TOKENS, fault, noun
-from transformers import TrainerControl, TrainerState
 
 GOOD = "A candle is a stick of wax with a wick."
 
@@ -212,20 +208,6 @@ def test_goals_name_what_was_missed(after, missed):
     goals = goals_missed(evaluation(0, -0.75 - 0.25), after, gain=0.5)
     assert len(goals) == len(missed)
     assert all(part in goal for part, goal in zip(missed, goals, strict=True))
-
-
-def test_the_bar_shows_loss_kl_and_margin():
-    screen = io.StringIO()
-    state, control = TrainerState(max_steps=4), TrainerControl()
-    with ProgressBar(Console(file=screen, force_terminal=True, width=120)) as bar:
-        bar.on_train_begin(None, state, control)
-        state.global_step = 1
-        bar.on_log(None, state, control, logs={"loss": 0.4321, "kl/raw": -1.5, "rewards/margins": 2.25})
-        bar.on_log(None, state, control, logs={"loss": 0.4211, "kl/raw": -1.25})  # a batch of one class has no margin
-        bar.on_step_end(None, state, control)
-    shown = screen.getvalue().rpartition("training")[2]  # as last drawn
-    for part in ("1/4", "loss 0.421", "KL -1.25", "margin +2.25"):
-        assert part in shown
 
 
 def test_the_command_runs_and_says_which_goals_it_missed(tmp_path, tiny, monkeypatch, capsys):

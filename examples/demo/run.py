@@ -16,7 +16,6 @@ from pathlib import Path
 import datasets
 import torch
 import transformers
-from bar import ProgressBar
 from base_model import load, smollm2
 from clock import Clock
 from generate import Answer
@@ -24,7 +23,7 @@ from make_data import HERE, topics
 from measure import Evaluation, evaluate, goals_missed, mean_reward_margin
 from rich.console import Console
 from tables import print_result
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import fastkto
 from fastkto.training.output.picture import report
@@ -62,7 +61,6 @@ def train(
     recipe: dict,
     *,
     seed: int,
-    callbacks: list | None = None,
 ) -> None:
     """KTO on `rows` with fastkto, `model` changed in place."""
     config = fastkto.KTOConfig(
@@ -72,7 +70,6 @@ def train(
         gradient_checkpointing=False,  # it fits, and recomputing costs a quarter of the step
         logging_steps=1,
         save_strategy="no",
-        disable_tqdm=True,
         dataloader_pin_memory=False,
     )
     trainer = fastkto.KTOTrainer(
@@ -81,9 +78,7 @@ def train(
         args=config,
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=tokenizer,
-        callbacks=callbacks,
     )
-    trainer.remove_callback(PrinterCallback)
     trainer.train()
     model.eval()
 
@@ -105,8 +100,8 @@ def demo(options: argparse.Namespace, console: Console) -> dict:
         reference = copy.deepcopy(model).requires_grad_(False)
     with clock("evaluate before"), console.status(f"answering {len(names)} held-out prompts before training"):
         before = evaluate(reference, reference, tokenizer, names)
-    with clock("train"), ProgressBar(console) as bar:
-        train(model, reference, tokenizer, rows, options.out, recipe, seed=options.seed, callbacks=[bar])
+    with clock("train"):
+        train(model, reference, tokenizer, rows, options.out, recipe, seed=options.seed)
     with clock("evaluate after"), console.status(f"answering {len(names)} held-out prompts after training"):
         after = evaluate(model, reference, tokenizer, names)
         margin = mean_reward_margin(model, reference, tokenizer, held_out, beta=recipe["beta"])
