@@ -58,6 +58,33 @@ def cost() -> None:
     figure.savefig(ROOT / "docs" / "cost.png", dpi=130)
 
 
+def claim() -> None:
+    """Write docs/claim.png: the same losses, and what they cost."""
+    curves, step = newest("losses"), newest("step")
+    figure, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(11, 3.2), layout="constrained", width_ratios=[1.5, 1, 1]
+    )
+    look: dict[str, dict[str, Any]] = {
+        "trl": {"color": OTHERS, "linewidth": 6, "label": "TRL 1.16"},
+        "fastkto": {"color": OURS, "linewidth": 1.5, "label": "fastkto"},
+    }
+    for system, how in look.items():
+        losses = [line["loss"] for line in curves["steps"][system]]
+        left.plot(range(1, len(losses) + 1), losses, **how)
+    left.set(title="the same loss", xlabel="step", ylabel="loss")
+    left.legend(frameon=False)
+    for axis, name, title in ((middle, "cpu_seconds", "less time"), (right, "peak_gib", "less memory")):
+        values = [step["summary"][system][name] for system in look]
+        bars = axis.bar([how["label"] for how in look.values()], values, color=[OTHERS, OURS], width=0.6)
+        unit = "{:.0f} s" if name == "cpu_seconds" else "{:.1f} GiB"
+        axis.bar_label(bars, fmt=unit, padding=2)
+        axis.set(title=title, yticks=[])
+        axis.margins(y=0.15)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+    left.spines[["top", "right"]].set_visible(False)
+    figure.savefig(ROOT / "docs" / "claim.png", dpi=130)
+
+
 def growth() -> None:
     """Write docs/growth.png: memory against length, throughput against batch, time by part."""
     scaling, floor = newest("scaling"), newest("floor")

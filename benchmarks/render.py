@@ -1,4 +1,4 @@
-"""README figures from result files: each block between two marks is written by the function of its name.
+"""Figures of README and docs from result files: each block between two marks is written by the function of its name.
 
 python benchmarks/render.py [--check]
 """
@@ -172,24 +172,47 @@ def hosts() -> str:
     return "\n".join(lines) + "\n"
 
 
-SECTIONS = {"demo": demo, "step": step, "room": room, "head": head, "hosts": hosts}
+def rates() -> str:
+    """Learning rates of an adapter and of all weights."""
+    result = newest("lora-rates")
+    lines = [
+        "| trained | learning rate | margin | held-out margin | held-out accuracy | held-out loss | held-out KL (nats) |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for kind, by_rate in result["rates"].items():
+        for rate, found in by_rate.items():
+            figures = [f"{found[name]:.3f}" for name in ("margin", "held_out_margin")]
+            figures.append(f"{found['held_out_accuracy']:.0%}")
+            figures += [f"{found[name]:.3f}" for name in ("held_out_loss", "held_out_kl")]
+            lines.append(f"| {kind} | {float(rate):.0e} | {' | '.join(figures)} |")
+    lines += [
+        "",
+        f"{result['model']}, {result['steps']} steps of 8 of the demo's rows, β = 0.1, float32; margin: the last "
+        f"{result['steps'] // 3} steps. On {result['device']}, {result['date'][:10]}: `python benchmarks/lora_rates.py`.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+SECTIONS = {"demo": demo, "step": step, "room": room, "head": head, "hosts": hosts, "rates": rates}
+PAGES = (ROOT / "README.md", ROOT / "docs" / "choosing.md")
 
 
 def render(text: str) -> str:
-    """The README with every block rendered."""
+    """A page with every block rendered."""
     return BLOCK.sub(lambda block: block[1] + SECTIONS[block[2]]() + block[3], text)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the README is out of date")
-    check = parser.parse_args().check
-    readme = ROOT / "README.md"
-    old = readme.read_text(encoding="utf-8")
-    new = render(old)
-    if not check:
-        readme.write_text(new, encoding="utf-8")
-    return int(check and new != old)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a page is out of date")
+    check, late = parser.parse_args().check, False
+    for page in PAGES:
+        old = page.read_text(encoding="utf-8")
+        new = render(old)
+        late |= new != old
+        if not check:
+            page.write_text(new, encoding="utf-8")
+    return int(check and late)
 
 
 if __name__ == "__main__":
