@@ -3,13 +3,11 @@
 In: the arguments of a training, or the folder of a run. Out: text, figures, a file; nothing is trained. The command in
 brackets reads the flags and prints; it is a file of `cli/`.
 
-    preview          what would be trained on, gathered and printed (`fastkto data`)
-    preview_example  one row of it: its tokens, which of them are scored, both parts as text
-    preview_page     the same as one page of HTML (`fastkto data --html`)
-    plan             the memory of a step by part, and the longest rows and largest batch that fit (`fastkto plan`)
-    fake_step        the step that plan takes, on tensors without data: the real trunk, a stand-in for the head
-    footprint        the bytes that are alive in it, and at its peak, under a label each
-    selfcheck        head and loss against the oracle on the user's machine (`fastkto doctor`)
-    report           a run's `metrics.jsonl` as one picture (`fastkto report`)
-    merge/           an adapter added to its base model and compared with it (`fastkto merge`)
+    preview/   what would be trained on, gathered, printed, or as a page (`fastkto data`)
+    plan       the memory of a step by part, and the longest rows and largest batch that fit (`fastkto plan`)
+    fake_step  the step that plan takes, on tensors without data: the real trunk, a stand-in for the head
+    footprint  the bytes that are alive in it, and at its peak, under a label each
+    selfcheck  head and loss against the oracle on the user's machine (`fastkto doctor`)
+    report     a run's `metrics.jsonl` as one picture (`fastkto report`)
+    merge/     an adapter added to its base model and compared with it (`fastkto merge`)
 """
