@@ -14,7 +14,9 @@ from fastkto.training.faults.checkpoints import check_fits, check_scaler, checkp
 from fastkto.training.output.adapters import load_adapter, save_adapter
 from fastkto.training.output.card import card, write_card
 from fastkto.training.output.folder import owned
+from fastkto.training.output.ollama import modelfile
 from fastkto.training.output.record import RunRecord
+from fastkto.training.output.serving import Use, uses
 from fastkto.trunk.modules import is_peft_model, unwrap_peft
 
 logger = logging.get_logger(__name__)
@@ -96,10 +98,22 @@ class ResumableTrainer(Trainer):
         about = self.record.about
         text = card(
             *(folder.resolve().name, base, about, self.record.not_defaults(), self.data_lines),
-            *(self.state.log_history, [*tags], self.rerun),
+            *(self.state.log_history, [*tags], self.rerun, self._uses(folder, base)),
         )
         with writing("output_dir", folder, "the model card"):
             write_card(folder, text)
+
+    def _uses(self, folder: Path, base: str | None) -> list[Use]:
+        tokenizer: Any = self.processing_class
+        file = folder / "chat_template.jinja"
+        return uses(
+            str(folder),
+            base=base,
+            adapters=self.record.about["adapter"],
+            template=bool(tokenizer.chat_template),
+            template_file=str(file) if file.is_file() else None,
+            modelfile=modelfile(tokenizer),
+        )
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         folder = Path(self.args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
