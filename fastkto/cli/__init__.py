@@ -24,7 +24,9 @@ from fastkto.cli.options.strict import UsageError, nearest
 from fastkto.errors import escaped
 
 COMMANDS = {
+    "init": "look at a file of feedback and a model, and write the YAML that trains it",
     "train": "train a model from a YAML file, flags, or both",
+    "chat": "talk to a trained model, its base answering beside it",
     "data": "show what a data file would train on; trains nothing",
     "plan": "the memory that a training step needs, by part, and the longest rows that fit",
     "bench": "time and memory of a training step, beside TRL's and plain fine-tuning",

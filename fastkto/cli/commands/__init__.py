@@ -2,7 +2,9 @@
 
 In: `run(argv)`. Out: text on stdout and an exit code; errors go up to `cli.main`, which makes one line of them.
 
+    init    a file and a model to a YAML file, on `tools/init`
     train   YAML and flags to a trainer, then to a saved model
+    chat    a trained model and its base answer, on `tools/chat`
     data    what would be trained on, on `tools/preview`
     plan    what fits, on `tools/plan`
     bench   a step beside TRL's and plain fine-tuning, on `bench/`
