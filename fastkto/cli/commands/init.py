@@ -31,9 +31,9 @@ def run(argv: Sequence[str]) -> int:
     from fastkto.cli.options.models import load_tokenizer
     from fastkto.config import KTOConfig
     from fastkto.rows import read_rows
-    from fastkto.tools.init.fitting import GIB, fit
+    from fastkto.tools.init.fitting import fit
     from fastkto.tools.init.looking import look
-    from fastkto.tools.init.memory import Memory, memory_here
+    from fastkto.tools.init.memory import Memory, in_words, memory_here
     from fastkto.tools.init.settings import OF_LORA, settings
     from fastkto.tools.init.writing import as_yaml, check_free, write_whole
     from fastkto.tools.plan import Search, process_bytes
@@ -55,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
         f"rows    {rows.number}: {rows.desirable} thumbs up, {rows.undesirable} thumbs down; {rows.prompts} prompts; "
         f"{rows.longest(0.5)} tokens in the median, {rows.lengths[-1]} at most"
     )
-    print(f"memory  {memory}", flush=True)
+    print(f"memory  {memory}; looking what fits", flush=True)
     dtype = "bfloat16" if config.bf16 else "float32"
 
     def adapter() -> Search:
@@ -67,7 +67,7 @@ def run(argv: Sequence[str]) -> int:
     changed = {name: value for name, value in named.items() if value != parser.get_default(name)}
     lines = settings(given.file, given.model, changed, rows, found, memory, dtype=dtype, processes=max(1, gpus))
     what = "LoRA" if found.use_peft else "all weights"
-    print(f"plan    {what}, {found.rows} rows of up to {found.max_length} tokens: {found.needs / GIB:.1f} GiB a step")
+    print(f"plan    {what}, {found.rows} rows of up to {found.max_length} tokens: {in_words(found.needs)} a step")
     write_whole(output, as_yaml(join(["fastkto", "init", *argv]), lines))
     print(escaped(f"{output} is written, each line with its reason. Next: {join(['fastkto', 'train', str(output)])}"))
     return 0

@@ -8,13 +8,13 @@ from transformers import AutoModelForCausalLM
 
 from fastkto.errors import InputError
 from fastkto.tools.init.looking import Rows
-from fastkto.tools.init.memory import GIB, Memory
+from fastkto.tools.init.memory import Memory, in_words
 from fastkto.tools.plan import Model, Search, total
 
 ROWS = (8, 4, 2)
 """Of a micro-batch, the wanted first; the KL term needs two."""
 SHARES = (1.0, 0.95)
-"""How many of the rows are whole at the `max_length` that is looked for, the wanted first."""
+"""How many of the rows are whole at `max_length`, the wanted first."""
 LEAST_SHARE = 0.5
 COPIES = 5
 """Of all weights, where all are trained: themselves, the reference, the gradients and what AdamW keeps."""
@@ -70,13 +70,15 @@ def count_weights(model: Model) -> int:
 
 
 def _first(search: Search, rows: Rows, room: int) -> tuple[int, int, int] | None:
-    """The first of `ROWS` by `SHARES` that fits: rows, length, bytes; the batch is cut before the rows are."""
-    for share in SHARES:
-        length = _length(search, rows, share)
-        for count in ROWS:
-            if (needs := total(search.parts(count, length))) <= room:
-                return count, length, needs
-    return None
+    """The first of `ROWS` by `SHARES` that fits: rows, length, bytes. The batch is cut before the rows are."""
+    tries = [(count, _length(search, rows, share)) for share in SHARES for count in ROWS]
+    for count, length in [tries[0], tries[-1], *tries[1:]]:  # the last first, without which none of the others fits
+        needs = total(search.parts(count, length))
+        if needs <= room and (count, length) != tries[-1]:
+            return count, length, needs
+        if needs > room and (count, length) == tries[-1]:
+            return None
+    return *tries[-1], total(search.parts(*tries[-1]))
 
 
 def _length(search: Search, rows: Rows, share: float) -> int:
@@ -88,4 +90,4 @@ def _length(search: Search, rows: Rows, share: float) -> int:
 
 def _too_small(memory: Memory, needs: int, what: str) -> InputError:
     fix = "Take a smaller model or a larger machine, or name more with --memory."
-    return InputError("memory", str(memory), f"at least {needs / GIB:.1f} GiB, {what}", fix)
+    return InputError("memory", str(memory), f"at least {in_words(needs)}, {what}", fix)

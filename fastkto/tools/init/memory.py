@@ -1,5 +1,6 @@
 """How much memory a training can have on this machine."""
 
+from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,9 +10,6 @@ import torch
 CGROUP = Path("/sys/fs/cgroup")
 
 
-GIB = 2**30
-
-
 class Memory(NamedTuple):
     """Bytes, and whose they are."""
 
@@ -19,7 +17,14 @@ class Memory(NamedTuple):
     whose: str
 
     def __str__(self) -> str:
-        return f"{self.size / GIB:.1f} GiB {self.whose}"
+        return f"{in_words(self.size)} {self.whose}"
+
+
+def in_words(size: int) -> str:
+    """Bytes as a person reads them, not less than they are."""
+    unit, name = (2**30 / 10, "GiB") if size >= 2**30 else (2**20, "MiB")
+    count = ceil(size / unit)
+    return f"{count / 10} {name}" if name == "GiB" else f"{count} {name}"
 
 
 def memory_here(device: torch.device, cgroup: Path = CGROUP) -> Memory:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from fastkto.pairs.balance import ONE_CLASS_LIMIT, auto_desirable_weight, obeys_rule, one_class_share
 from fastkto.tools.init.fitting import ROWS, Fit
 from fastkto.tools.init.looking import HELD_OUT, Rows
-from fastkto.tools.init.memory import GIB, Memory
+from fastkto.tools.init.memory import Memory, in_words
 
 LEARNING_RATE = {"all weights": 5e-6, "LoRA": 5e-5}
 OF_LORA: dict[str, Any] = {"lora_target_modules": ["all-linear"]}
@@ -55,12 +55,12 @@ def settings(
         why = f"{rows.held_out} rows of {rows.held_out_prompts} prompts to evaluate on; no prompt is on both sides"
         lines += [Setting("test_split_size", HELD_OUT, why), Setting("eval_strategy", "epoch")]
     if found.use_peft:
-        why = f"all weights need {(found.full_needs or 0) / GIB:.1f} GiB of the {memory}"
+        why = f"all weights need {in_words(found.full_needs or 0)} of the {memory}"
         lines += [Setting("use_peft", True, why), *(Setting(name, value) for name, value in OF_LORA.items())]
         if dtype != "float32":
             lines.append(Setting("dtype", dtype, "of the weights that stay as they are"))
     lines.append(Setting("max_length", found.max_length, _about_length(rows, found.max_length)))
-    why = f"a step needs {found.needs / GIB:.1f} GiB of the {memory}"
+    why = f"a step needs {in_words(found.needs)} of the {memory}"
     lines.append(Setting("per_device_train_batch_size", found.rows, why))
     if rows.held_out and found.rows < ROWS[0]:
         lines.append(Setting("per_device_eval_batch_size", found.rows))

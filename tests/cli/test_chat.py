@@ -1,0 +1,289 @@
+"""`fastkto chat`: the trained model answers, its base beside it, through the template of the training."""
+
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from tiny import tiny_llama, tiny_tokenizer
+from transformers import AutoModelForCausalLM
+
+from fastkto.cli import main
+from fastkto.tools.chat.finding import find
+from fastkto.tools.chat.talking import lines, safe, talk
+from fastkto.tools.chat.voices import Voice
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A base, and what two short trainings left: all weights and an adapter, each with a checkpoint."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        tiny_llama().save_pretrained("base")
+        tiny_tokenizer().save_pretrained("base")
+        rows = [
+            {
+                "prompt": [{"role": "user", "content": f"q {i}"}],
+                "completion": [{"role": "assistant", "content": f"a {i}"}],
+                "label": i % 3 > 0,
+            }
+            for i in range(12)
+        ]
+        Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        flags = [
+            "--model_name_or_path",
+            "base",
+            "--dataset_name",
+            "rows.jsonl",
+            "--max_steps",
+            "2",
+            "--save_steps",
+            "1",
+        ]
+        flags += ["--learning_rate", "1e-2", "--use_cpu", "--disable_tqdm", "true", "--report_to", "none"]
+        assert main(["train", *flags, "--output_dir", "full"]) == 0
+        assert main(["train", *flags, "--output_dir", "lora", "--use_peft", "--lora_target_modules", "all-linear"]) == 0
+    return folder
+
+
+@pytest.fixture
+def workplace(runs, tmp_path, monkeypatch):
+    shutil.copytree(runs, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    here = str(Path.cwd())
+    settings = Path("full/run.yaml")
+    settings.write_text(settings.read_text().replace(str(runs), here))
+    return Path.cwd()
+
+
+def chat(monkeypatch, capsys, text, *argv):
+    """What a pipe into `fastkto chat` gives: exit code, answers by name, stderr."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    capsys.readouterr()
+    code = main(["chat", *argv, "--max_new_tokens", "8"])
+    out, err = capsys.readouterr()
+    answers = {}
+    for line in out.splitlines():
+        name, _, answer = line.partition(": ")
+        if name in ("trained", "base"):
+            answers.setdefault(name, []).append(answer)
+    return code, answers, out, err
+
+
+def greedy(path, prompt="hello", adapter=None):
+    """The tokens of the model's likeliest answer, one after another, as text."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(path), tiny_tokenizer()
+    if adapter is not None:
+        model = peft.PeftModel.from_pretrained(model, adapter)
+    ids = tokenizer(f"<|user|>{prompt}<|end|>\n<|assistant|>", add_special_tokens=False, return_tensors="pt")[
+        "input_ids"
+    ]
+    start = ids.shape[1]
+    with torch.no_grad():
+        while ids.shape[1] < start + 8 and ids[0, -1] != tokenizer.eos_token_id:
+            ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(-1)], dim=1)
+            if ids[0, -1] == tokenizer.eos_token_id:
+                break
+    return safe(tokenizer.decode(ids[0, start:], skip_special_tokens=True))
+
+
+@pytest.mark.parametrize(
+    ("out", "adapter"),
+    [("full", None), ("full/checkpoint-1", None), ("lora", "lora"), ("lora/checkpoint-1", "lora/checkpoint-1")],
+)
+def test_the_trained_model_and_its_base_answer(workplace, monkeypatch, capsys, out, adapter):
+    code, _, printed, _ = chat(monkeypatch, capsys, "hello\n", out)
+    trained = greedy("base" if adapter else out, adapter=adapter)
+    assert code == 0
+    assert trained != greedy("base")
+    assert printed == f"> hello\ntrained: {trained}\nbase: {greedy('base')}\n\n"
+
+
+def test_every_line_of_a_pipe_is_a_prompt_of_its_own(workplace, monkeypatch, capsys):
+    code, _, printed, _ = chat(monkeypatch, capsys, "what\n\nhello\n", "full", "--alone")
+    assert code == 0
+    assert printed.endswith(f"> hello\ntrained: {greedy('full')}\n\n")
+    assert printed.count("trained: ") == 2
+    assert "base: " not in printed
+
+
+def test_the_base_that_is_asked_for(workplace, monkeypatch, capsys):
+    tiny_llama(seed=5).save_pretrained("other")
+    tiny_tokenizer().save_pretrained("other")
+    for out in ("full", "lora"):
+        assert f"base: {greedy('other')}\n" in chat(monkeypatch, capsys, "hello\n", out, "--with", "other")[2]
+        assert f"base: {greedy('base')}\n" in chat(monkeypatch, capsys, "hello\n", out, "--with", "base")[2]
+
+
+def test_a_base_that_is_gone_is_said_and_one_asked_for_is_an_error(workplace, monkeypatch, capsys):
+    shutil.move("base", "moved")
+    code, answers, _, err = chat(monkeypatch, capsys, "hello\n", "full")
+    assert (code, [*answers]) == (0, ["trained"])
+    assert "answers alone; --with names another" in err
+    code, _, _, err = chat(monkeypatch, capsys, "hello\n", "full", "--with", "./base")
+    assert code == 1
+    assert "with: got './base'" in err
+    code, _, _, err = chat(monkeypatch, capsys, "hello\n", "lora", "--model", "./base")
+    assert code == 1
+    assert "Name the adapter's base with --model" in err
+    code, answers, _, _ = chat(monkeypatch, capsys, "hello\n", "lora", "--model", "moved")
+    assert (code, [*answers]) == (0, ["trained", "base"])
+
+
+def test_a_full_model_that_nothing_names_the_base_of_answers_alone(workplace, monkeypatch, capsys):
+    Path("full/run.yaml").unlink()
+    Path("full/README.md").unlink()
+    code, answers, _, err = chat(monkeypatch, capsys, "hello\n", "full")
+    assert (code, [*answers]) == (0, ["trained"])
+    assert "--with BASE" in err
+
+
+def test_a_run_that_has_not_ended_answers_from_its_newest_whole_checkpoint(workplace, monkeypatch, capsys):
+    for path in (*Path("full").glob("*.safetensors"), *Path("full").glob("config.json")):
+        path.unlink()
+    assert find("full").folder.name == "checkpoint-2"
+    Path("full/checkpoint-2/trainer_state.json").unlink()
+    code, answers, _, err = chat(monkeypatch, capsys, "hello\n", "full", "--alone")
+    assert (code, [*answers]) == (0, ["trained"])
+    assert "newest whole checkpoint, checkpoint-1" in err
+    Path("full/checkpoint-1/trainer_state.json").unlink()
+    code, _, _, err = chat(monkeypatch, capsys, "hello\n", "full")
+    assert code == 1
+    assert "checkpoint-2 is torn" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        (("nowhere",), 1, "'nowhere', expected a folder that exists"),
+        (("empty",), 1, "'empty', expected a folder with a model"),
+        (("full", "--temperature", "hot"), 2, "'hot' is not a number from 0 to 100"),
+        (("full", "--max_new_tokens", "0"), 2, "'0' is not a whole number"),
+        (("full", "--plain", "--system", "Be kind."), 1, "system: got 'Be kind.'"),
+        (("full", "--wiht", "base"), 2, "'--with'"),
+        ((), 2, "OUT"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(workplace, monkeypatch, capsys, argv, code, words):
+    Path("empty").mkdir()
+    found, _, out, err = chat(monkeypatch, capsys, "hello\n", *argv)
+    assert (found, out) == (code, "")
+    assert words in err
+    assert [line for line in err.splitlines() if line.startswith("fastkto chat: ")]
+    assert "Traceback" not in err
+
+
+def test_an_adapter_of_another_model_is_refused(workplace, monkeypatch, capsys):
+    tiny_llama(hidden=64).save_pretrained("wider")
+    tiny_tokenizer().save_pretrained("wider")
+    code, _, _, err = chat(monkeypatch, capsys, "hello\n", "lora", "--model", "wider")
+    assert code == 1
+    assert "an adapter that fits its base model" in err
+    config = json.loads(Path("lora/adapter_config.json").read_text())
+    Path("lora/adapter_config.json").write_text(json.dumps(config | {"target_modules": ["q_proj", "lm_head"]}))
+    code, _, _, err = chat(monkeypatch, capsys, "hello\n", "lora")
+    assert code == 1
+    assert "missing adapter keys" in err
+
+
+def voice(model="base", **more):
+    loaded = AutoModelForCausalLM.from_pretrained(model).eval()
+    return Voice("trained", loaded, tiny_tokenizer(), **{"system": None, "plain": False, **more})
+
+
+def typed(voice, *prompts, **more):
+    out = io.StringIO()
+    talk([voice], prompts, out, typed=True, **{"max_new_tokens": 8, "temperature": 0.0, **more})
+    return out.getvalue()
+
+
+def test_what_was_said_is_remembered_until_reset(workplace):
+    first, again = typed(voice(), "hello", "hello").split("\n\n")[:2]
+    assert first != again
+    assert typed(voice(), "hello", "/reset", "hello").split("\n\n")[:2] == [first, first]
+    assert typed(voice(), "hello", "/exit", "hello") == f"{first}\n\n"
+
+
+def test_a_system_prompt_comes_first(workplace):
+    assert typed(voice(system="Be brief."), "hello") != typed(voice(), "hello")
+
+
+def test_a_model_trained_on_plain_text_gets_the_prompt_as_it_is(workplace):
+    heard = []
+    speaker = voice(plain=True)
+    generate = speaker.model.generate
+    speaker.model.generate = lambda **given: heard.append(given["input_ids"]) or generate(**given)
+    typed(speaker, "hello", "you")
+    assert [speaker.tokenizer.decode(ids[0]) for ids in heard] == ["hello", "you"]
+
+
+def test_a_prompt_longer_than_the_window_is_said_and_the_talk_goes_on(workplace):
+    said = typed(voice(), "x" * 3000, "hello")
+    assert "fewer than the model's window of 2048" in said
+    assert said.count("trained: ") == 2
+
+
+def test_a_temperature_draws(workplace):
+    assert len({typed(voice(), "hello", temperature=2.0) for _ in range(4)}) > 1
+
+
+class Scripted:
+    """A model that says what it is told to."""
+
+    def __init__(self, model, tokenizer, text):
+        self.config, self.generation_config, self.device = model.config, model.generation_config, "cpu"
+        self.ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def generate(self, input_ids, streamer, **given):
+        self.given = given
+        streamer.put(input_ids)
+        for i in self.ids:
+            streamer.put(torch.tensor([i]))
+        streamer.end()
+
+
+def test_what_a_model_says_cannot_speak_to_the_terminal(workplace):
+    tokenizer = tiny_tokenizer()
+    model = Scripted(tiny_llama(), tokenizer, "red \x1b[31m\tand\nbell \x07 \u202e<|end|>")
+    said = typed(Voice("trained", model, tokenizer, system=None, plain=False), "hello")
+    assert said == "trained: red \\x1b[31m\tand\nbell \\x07 \\u202e\n\n"
+
+
+def test_an_end_of_turn_that_is_no_token_is_not_shown(workplace):
+    tokenizer = tiny_tokenizer(chat=False)
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}[end]{% endfor %}"
+    model = Scripted(tiny_llama(), tokenizer, "yes [e or no[end]")
+    said = typed(Voice("trained", model, tokenizer, system=None, plain=False), "hello")
+    assert said == "trained: yes [e or no\n\n"
+    assert model.given["stop_strings"] == ["[end]"]
+
+
+def test_ctrl_c_and_ctrl_d_end_it_politely(workplace, monkeypatch, capsys):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for ending in (EOFError, KeyboardInterrupt):
+        given = iter(["hello"])
+
+        def ask(_, given=given, ending=ending):
+            for text in given:
+                return text
+            raise ending
+
+        monkeypatch.setattr(sys, "stdin", Terminal())
+        monkeypatch.setattr("builtins.input", ask)
+        assert main(["chat", "full", "--alone", "--max_new_tokens", "4"]) == 0
+        out, err = capsys.readouterr()
+        assert "/reset starts over, Ctrl-D ends" in out
+        assert "trained: " in out
+        assert "Traceback" not in err
+
+
+def test_lines_of_a_pipe():
+    assert [*lines(io.StringIO("a\nb"), typed=False)] == ["a\n", "b"]
