@@ -132,7 +132,7 @@ class KTOTrainer(ResumableTrainer):
             self.model_accepts_loss_kwargs = True
             self.accelerator.gradient_accumulation_steps = 1  # the loss has its share; older Trainers divide once more
             keep_float32_outputs(self.accelerator)
-            self.record = RunRecord(args, self.train_dataset, model, reference_model, start)
+            self.record = RunRecord(args, self.train_dataset, model, reference_model, start, plain=train.plain)
             self.record.agree(self.accelerator)
             self._finite.attach(self.accelerator)
             with running(self.model, self.accelerator):  # the probe, and the cache where it is filled

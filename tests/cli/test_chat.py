@@ -222,6 +222,23 @@ def test_a_model_trained_on_plain_text_gets_the_prompt_as_it_is(workplace):
     assert [speaker.tokenizer.decode(ids[0]) for ids in heard] == ["hello", "you"]
 
 
+def test_a_run_on_plain_text_says_so_itself(workplace, monkeypatch, capsys):
+    rows = [{"prompt": f"q {i} ", "completion": f"a {i}", "label": i % 2 == 0} for i in range(8)]
+    Path("plain.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--model_name_or_path", "base", "--dataset_name", "plain.jsonl", "--max_steps", "1", "--use_cpu"]
+    assert main(["train", *flags, "--output_dir", "plain"]) == 0
+    assert 'TEMPLATE """{{ .Prompt }}"""' in Path("plain/README.md").read_text()
+    code, _, _, err = chat(monkeypatch, capsys, "hello\n", "plain", "--system", "Be kind.")
+    assert code == 1
+    assert "past the chat template" in err
+    assert find("plain").plain
+    assert not find("full").plain
+    plain = chat(monkeypatch, capsys, "hello\n", "plain")[1]
+    Path("plain/run.json").unlink()
+    assert chat(monkeypatch, capsys, "hello\n", "plain")[1] != plain
+    assert chat(monkeypatch, capsys, "hello\n", "plain", "--plain")[1] == plain
+
+
 def test_a_prompt_longer_than_the_window_is_said_and_the_talk_goes_on(workplace):
     said = typed(voice(), "x" * 3000, "hello")
     assert "fewer than the model's window of 2048" in said

@@ -35,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
         beside=given.beside,
         alone=given.alone,
         system=given.system,
-        plain=given.plain,
+        plain=found.plain or given.plain,
         trust_remote_code=given.trust_remote_code,
     )
     for line in filter(None, (found.said, alone)):
@@ -43,7 +43,7 @@ def run(argv: Sequence[str]) -> int:
     if typed := sys.stdin.isatty():
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  history and editing of what is typed
-        how = "" if voices[0].templated else "There is no chat template: prompts go to the model as they are. "
+        how = "" if voices[0].templated else "Its training had no chat template: prompts go to it as they are. "
         print(f"{escaped(str(found.folder))}. {how}{HOW}")
     with contextlib.suppress(KeyboardInterrupt):
         talk(
@@ -66,7 +66,7 @@ def _parser() -> StrictParser:
     parser.add_argument("--alone", action="store_true", help="only the trained model answers")
     parser.add_argument("--model", help="of an adapter, where its base model is; unset: the one that it names")
     parser.add_argument("--system", help="a system prompt")
-    parser.add_argument("--plain", action="store_true", help="no chat template: for a model trained on plain text")
+    parser.add_argument("--plain", action="store_true", help="no chat template, as of a training on plain text")
     parser.add_argument("--max_new_tokens", "--max-new-tokens", type=_count, default=512, help="length of an answer")
     parser.add_argument("--temperature", type=_temperature, default=0.0, help="0: always the likeliest token")
     parser.add_argument("--trust_remote_code", "--trust-remote-code", action="store_true", help="run the model's code")

@@ -55,6 +55,8 @@ def run(argv: Sequence[str]) -> int:
         f"rows    {rows.number}: {rows.desirable} thumbs up, {rows.undesirable} thumbs down; {rows.prompts} prompts; "
         f"{rows.longest(0.5)} tokens in the median, {rows.lengths[-1]} at most"
     )
+    if not rows.held_out:
+        print("split   none: too few prompts to hold some of them out")
     print(f"memory  {memory}; looking what fits", flush=True)
     dtype = "bfloat16" if config.bf16 else "float32"
 

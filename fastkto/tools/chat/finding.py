@@ -8,6 +8,7 @@ from typing import NamedTuple
 from fastkto.errors import InputError
 from fastkto.training.faults.checkpoints import newest_first, why_torn
 from fastkto.training.output.card import FILE as CARD
+from fastkto.training.output.record import FILE as RECORD
 from fastkto.yaml_file import read_yaml
 
 ADAPTER, MODEL = "adapter_config.json", "config.json"
@@ -21,6 +22,8 @@ class Found(NamedTuple):
     adapter: bool
     base: str | None
     """The folder or id of what it was trained from, where something says so."""
+    plain: bool
+    """The training's rows were text that went past the chat template."""
     said: str | None
     """What a user should know of how it was found."""
 
@@ -58,12 +61,22 @@ def _holds_model(folder: Path) -> bool:
 def _found(folder: Path, said: str | None) -> Found:
     file = folder / ADAPTER
     if not file.is_file():
-        return Found(folder, False, _base_of_run(folder), said)
+        return Found(folder, False, _base_of_run(folder), _plain(folder), said)
     try:
         base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (ValueError, AttributeError) as error:
         raise InputError("OUT", str(file), f"a JSON object, but {error}", "Copy the folder again.") from error
-    return Found(folder, True, base or None, said)
+    return Found(folder, True, base or None, _plain(folder), said)
+
+
+def _plain(folder: Path) -> bool:
+    file = next((place / RECORD for place in (folder, folder.parent) if (place / RECORD).is_file()), None)
+    if file is None:
+        return False
+    try:
+        return bool(json.loads(file.read_text(encoding="utf-8")).get("plain"))
+    except (ValueError, AttributeError):  # whoever damaged it, the model is as it was
+        return False
 
 
 def _base_of_run(folder: Path) -> str | None:

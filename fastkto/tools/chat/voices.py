@@ -28,7 +28,7 @@ class Voice:
         self.name, self.model, self.tokenizer, self.adapter_off = name, model, tokenizer, adapter_off
         self.templated = bool(tokenizer.chat_template) and not plain
         if system is not None and not self.templated:
-            why = "--plain is given" if plain else "this model has no chat template"
+            why = "its prompts go past the chat template" if plain else "this model has no chat template"
             raise InputError("system", system, f"none: {why}", "Leave it out, or put it into the prompt.")
         self._start = [] if system is None else [{"role": "system", "content": system}]
         self.reset()

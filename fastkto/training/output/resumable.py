@@ -14,7 +14,7 @@ from fastkto.training.faults.checkpoints import check_fits, check_scaler, checkp
 from fastkto.training.output.adapters import load_adapter, save_adapter
 from fastkto.training.output.card import card, write_card
 from fastkto.training.output.folder import owned
-from fastkto.training.output.ollama import modelfile
+from fastkto.training.output.ollama import PLAIN, modelfile
 from fastkto.training.output.record import RunRecord
 from fastkto.training.output.serving import Use, uses
 from fastkto.trunk.modules import is_peft_model, unwrap_peft
@@ -105,14 +105,14 @@ class ResumableTrainer(Trainer):
 
     def _uses(self, folder: Path, base: str | None) -> list[Use]:
         tokenizer: Any = self.processing_class
-        file = folder / "chat_template.jinja"
+        file, plain = folder / "chat_template.jinja", bool(self.record.about.get("plain"))
         return uses(
             str(folder),
             base=base,
             adapters=self.record.about["adapter"],
-            template=bool(tokenizer.chat_template),
-            template_file=str(file) if file.is_file() else None,
-            modelfile=modelfile(tokenizer),
+            template=bool(tokenizer.chat_template) and not plain,
+            template_file=str(file) if file.is_file() and not plain else None,
+            modelfile=PLAIN if plain else modelfile(tokenizer),
         )
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:

@@ -34,7 +34,7 @@ def uses(
         folder: what the training wrote, the adapter or the whole model.
         base: of an adapter, the folder or id of the model that it is on.
         adapters: the configurations of the adapter by name, as peft has them; empty for a whole model.
-        template: whether the tokenizer has a chat template.
+        template: whether the training went through the tokenizer's chat template.
         template_file: the file in `folder` that holds it, where it is one of its own.
         modelfile: what Ollama's Modelfile says below its first line.
     """
@@ -45,7 +45,7 @@ def uses(
         folder = folder if held == "default" else str(Path(folder) / held)
         whole = f"{whole.rstrip('/') or '.'}-merged" if Path(whole).name else "merged"
         merge = f"fastkto merge {quote(folder)} --output_dir {quote(whole)}\n"
-    plain = "" if template else "It has no chat template: prompts go to /v1/completions as they are."
+    plain = "" if template else "It was trained without a chat template: prompts go to /v1/completions as they are."
     serve, note = f"{merge}vllm serve {quote(whole)}", plain
     if adapters and len(adapters) == 1 and (rank := _rank(*adapters.values())) is not None:
         own = f" --chat-template {quote(template_file)}" if template_file else ""

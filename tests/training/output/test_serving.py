@@ -165,7 +165,9 @@ def test_the_card_has_the_commands(tmp_path, monkeypatch):
     rows = [{"prompt": f"q {i}", "completion": f"a {i}", "label": i % 2 == 0} for i in range(8)]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = ["--model_name_or_path", "base model", "--dataset_name", "rows.jsonl", "--use_peft", "--max_steps", "1"]
-    assert main(["train", *flags, "--output_dir", "my out", "--use_cpu", "--disable_tqdm", "true"]) == 0
+    assert (
+        main(["train", *flags, "--output_dir", "my out", "--chat", "true", "--use_cpu", "--disable_tqdm", "true"]) == 0
+    )
     card = Path("my out/README.md").read_text()
     use = card.partition("## Use it")[2].partition("## Data")[0]
     assert "fastkto chat 'my out'\n" in use
