@@ -13,9 +13,9 @@ from tiny import tiny_llama, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from fastkto.cli import main
+from fastkto.errors import InputError
 from fastkto.tools.chat.finding import find
-from fastkto.tools.chat.talking import lines, safe, talk
-from fastkto.tools.chat.voices import Voice
+from fastkto.tools.chat.talking import safe
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +55,8 @@ def runs(tmp_path_factory):
 def workplace(runs, tmp_path, monkeypatch):
     shutil.copytree(runs, tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
-    here = str(Path.cwd())
-    settings = Path("full/run.yaml")
-    settings.write_text(settings.read_text().replace(str(runs), here))
+    for settings in Path().glob("*/run.yaml"):
+        settings.write_text(settings.read_text().replace(str(runs), str(Path.cwd())))
     return Path.cwd()
 
 
@@ -157,6 +156,25 @@ def test_a_run_that_has_not_ended_answers_from_its_newest_whole_checkpoint(workp
     assert "checkpoint-2 is torn" in err
 
 
+def test_from_another_folder_the_base_is_found(workplace, monkeypatch, capsys):
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    for out in ("../lora", "../full", "../lora/checkpoint-2"):
+        assert [*chat(monkeypatch, capsys, "hello\n", out)[1]] == ["trained", "base"]
+
+
+def test_an_adapter_of_another_name_is_found_in_its_run(workplace):
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        Path("lora/mine").mkdir(exist_ok=True)
+        shutil.move(f"lora/{name}", f"lora/mine/{name}")
+    shutil.rmtree("lora/checkpoint-1")
+    shutil.rmtree("lora/checkpoint-2")
+    assert find("lora").folder == Path("lora/mine")
+    Path("lora/run.json").unlink()
+    with pytest.raises(InputError, match="a folder with a model"):
+        find("lora")
+
+
 @pytest.mark.parametrize(
     ("argv", "code", "words"),
     [
@@ -191,37 +209,6 @@ def test_an_adapter_of_another_model_is_refused(workplace, monkeypatch, capsys):
     assert "missing adapter keys" in err
 
 
-def voice(model="base", **more):
-    loaded = AutoModelForCausalLM.from_pretrained(model).eval()
-    return Voice("trained", loaded, tiny_tokenizer(), **{"system": None, "plain": False, **more})
-
-
-def typed(voice, *prompts, **more):
-    out = io.StringIO()
-    talk([voice], prompts, out, typed=True, **{"max_new_tokens": 8, "temperature": 0.0, **more})
-    return out.getvalue()
-
-
-def test_what_was_said_is_remembered_until_reset(workplace):
-    first, again = typed(voice(), "hello", "hello").split("\n\n")[:2]
-    assert first != again
-    assert typed(voice(), "hello", "/reset", "hello").split("\n\n")[:2] == [first, first]
-    assert typed(voice(), "hello", "/exit", "hello") == f"{first}\n\n"
-
-
-def test_a_system_prompt_comes_first(workplace):
-    assert typed(voice(system="Be brief."), "hello") != typed(voice(), "hello")
-
-
-def test_a_model_trained_on_plain_text_gets_the_prompt_as_it_is(workplace):
-    heard = []
-    speaker = voice(plain=True)
-    generate = speaker.model.generate
-    speaker.model.generate = lambda **given: heard.append(given["input_ids"]) or generate(**given)
-    typed(speaker, "hello", "you")
-    assert [speaker.tokenizer.decode(ids[0]) for ids in heard] == ["hello", "you"]
-
-
 def test_a_run_on_plain_text_says_so_itself(workplace, monkeypatch, capsys):
     rows = [{"prompt": f"q {i} ", "completion": f"a {i}", "label": i % 2 == 0} for i in range(8)]
     Path("plain.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -237,47 +224,6 @@ def test_a_run_on_plain_text_says_so_itself(workplace, monkeypatch, capsys):
     Path("plain/run.json").unlink()
     assert chat(monkeypatch, capsys, "hello\n", "plain")[1] != plain
     assert chat(monkeypatch, capsys, "hello\n", "plain", "--plain")[1] == plain
-
-
-def test_a_prompt_longer_than_the_window_is_said_and_the_talk_goes_on(workplace):
-    said = typed(voice(), "x" * 3000, "hello")
-    assert "fewer than the model's window of 2048" in said
-    assert said.count("trained: ") == 2
-
-
-def test_a_temperature_draws(workplace):
-    assert len({typed(voice(), "hello", temperature=2.0) for _ in range(4)}) > 1
-
-
-class Scripted:
-    """A model that says what it is told to."""
-
-    def __init__(self, model, tokenizer, text):
-        self.config, self.generation_config, self.device = model.config, model.generation_config, "cpu"
-        self.ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def generate(self, input_ids, streamer, **given):
-        self.given = given
-        streamer.put(input_ids)
-        for i in self.ids:
-            streamer.put(torch.tensor([i]))
-        streamer.end()
-
-
-def test_what_a_model_says_cannot_speak_to_the_terminal(workplace):
-    tokenizer = tiny_tokenizer()
-    model = Scripted(tiny_llama(), tokenizer, "red \x1b[31m\tand\nbell \x07 \u202e<|end|>")
-    said = typed(Voice("trained", model, tokenizer, system=None, plain=False), "hello")
-    assert said == "trained: red \\x1b[31m\tand\nbell \\x07 \\u202e\n\n"
-
-
-def test_an_end_of_turn_that_is_no_token_is_not_shown(workplace):
-    tokenizer = tiny_tokenizer(chat=False)
-    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}[end]{% endfor %}"
-    model = Scripted(tiny_llama(), tokenizer, "yes [e or no[end]")
-    said = typed(Voice("trained", model, tokenizer, system=None, plain=False), "hello")
-    assert said == "trained: yes [e or no\n\n"
-    assert model.given["stop_strings"] == ["[end]"]
 
 
 def test_ctrl_c_and_ctrl_d_end_it_politely(workplace, monkeypatch, capsys):
@@ -297,10 +243,6 @@ def test_ctrl_c_and_ctrl_d_end_it_politely(workplace, monkeypatch, capsys):
         monkeypatch.setattr("builtins.input", ask)
         assert main(["chat", "full", "--alone", "--max_new_tokens", "4"]) == 0
         out, err = capsys.readouterr()
-        assert "/reset starts over, Ctrl-D ends" in out
+        assert out.startswith("Talking to full. Write a prompt. /reset starts over, Ctrl-D ends.\n")
         assert "trained: " in out
         assert "Traceback" not in err
-
-
-def test_lines_of_a_pipe():
-    assert [*lines(io.StringIO("a\nb"), typed=False)] == ["a\n", "b"]

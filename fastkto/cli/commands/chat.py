@@ -44,7 +44,8 @@ def run(argv: Sequence[str]) -> int:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  history and editing of what is typed
         how = "" if voices[0].templated else "Its training had no chat template: prompts go to it as they are. "
-        print(f"{escaped(str(found.folder))}. {how}{HOW}")
+        beside = ", its base beside it" if len(voices) > 1 else ""
+        print(f"Talking to {escaped(str(found.folder))}{beside}. {how}{HOW}")
     with contextlib.suppress(KeyboardInterrupt):
         talk(
             voices,

@@ -40,7 +40,8 @@ def find(out: str) -> Found:
     whole = next((path for path in checkpoints if why_torn(path) is None and _holds_model(path)), None)
     if whole is not None:
         return _found(whole, f"{folder} holds no finished model: this is its newest whole checkpoint, {whole.name}.")
-    named = [path for path in sorted(folder.glob(f"*/{ADAPTER}")) if path.parent not in checkpoints]
+    of_a_run = sorted(folder.glob(f"*/{ADAPTER}")) if (folder / RECORD).is_file() else []
+    named = [path for path in of_a_run if path.parent not in checkpoints]
     if len(named) == 1:
         return _found(named[0].parent, None)
     if named:
@@ -66,6 +67,9 @@ def _found(folder: Path, said: str | None) -> Found:
         base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (ValueError, AttributeError) as error:
         raise InputError("OUT", str(file), f"a JSON object, but {error}", "Copy the folder again.") from error
+    of_run = _base_of_run(folder)
+    if of_run is not None and Path(of_run).is_dir() and not Path(base or "").is_absolute():
+        base = of_run  # the path is as it was typed, and this not the folder where
     return Found(folder, True, base or None, _plain(folder), said)
 
 
