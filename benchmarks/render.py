@@ -176,7 +176,7 @@ def rates() -> str:
     """Learning rates of an adapter and of all weights."""
     result = newest("lora-rates")
     lines = [
-        "| trained | learning rate | margin | held-out margin | held-out accuracy | held-out loss | held-out KL (nats) |",
+        "| trained | learning rate | margin | held-out margin | held-out accuracy | held-out loss | held-out KL |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for kind, by_rate in result["rates"].items():
@@ -187,8 +187,8 @@ def rates() -> str:
             lines.append(f"| {kind} | {float(rate):.0e} | {' | '.join(figures)} |")
     lines += [
         "",
-        f"{result['model']}, {result['steps']} steps of 8 of the demo's rows, β = 0.1, float32; margin: the last "
-        f"{result['steps'] // 3} steps. On {result['device']}, {result['date'][:10]}: `python benchmarks/lora_rates.py`.",
+        f"{result['model']}, {result['steps']} steps of 8 of the demo's rows, β = 0.1, float32; KL in nats; "
+        f"margin: the last {result['steps'] // 3} steps. On {result['device']}, {result['date'][:10]}: `python benchmarks/lora_rates.py`.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-FILE = re.compile(r"`([\w./]+\.(?:jsonl|py|yaml))`[^`\n]*:\s*\Z")  # the line before a block that is a file
+FILE = re.compile(r"`([\w./]+\.(?:csv|jsonl|py|yaml))`[^`\n]*:\s*\Z")  # the line before a block that is a file
 OFFLINE = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 # pip would install over the environment that runs this test; the pytest line is this suite
@@ -51,7 +51,7 @@ def offline(folder):
 
 
 @pytest.mark.parametrize(
-    "pages", [("from_trl", "choosing", "metrics"), ("trl",), ("data",)], ids=lambda pages: pages[0]
+    "pages", [("from_trl", "choosing", "metrics"), ("trl",), ("data",), ("first",)], ids=lambda pages: pages[0]
 )
 def test_commands_run_as_written(pages, tmp_path):
     tiny_llama().save_pretrained(tmp_path / "model")

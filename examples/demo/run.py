@@ -26,7 +26,7 @@ from tables import print_result
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import fastkto
-from fastkto.training.output.picture import report
+from fastkto.training.output.display.picture import report
 
 ROOT = HERE.parents[1]
 RECIPE = {

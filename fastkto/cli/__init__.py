@@ -23,7 +23,7 @@ from collections.abc import Sequence
 
 from fastkto import __version__
 from fastkto.cli.failures import explain
-from fastkto.cli.help.commands import COMMANDS
+from fastkto.cli.help.commands import COMMANDS, module_of
 from fastkto.cli.help.page import overview, reminder
 from fastkto.cli.options.strict import UsageError, nearest
 from fastkto.errors import escaped
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(OneLine())
     try:
-        return importlib.import_module(f"fastkto.cli.commands.{command}").run(rest)
+        return importlib.import_module(module_of(command)).run(rest)
     except SystemExit as stop:  # argparse, after it has printed --help
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:

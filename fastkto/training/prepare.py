@@ -39,6 +39,8 @@ class Prepared:
     desirable: int | None
     undesirable: int | None
     summary: Summary | None
+    plain: bool = False
+    """Most rows are text that goes past the model's chat template."""
 
     def desirable_weight(self, args: KTOConfig) -> float:
         """The weight given, or for "auto" the one that the paper's rule allows for these rows; warns outside it."""
@@ -72,12 +74,12 @@ def prepare(
         raise InputTypeError(f"{name}_dataset", type(dataset).__name__, "a datasets.Dataset or IterableDataset", fix)
     source = normalise(dataset, RowOptions(), dataset_name=name)
     options: dict[str, Any] = {"max_length": args.max_length, "num_proc": args.dataset_num_proc, "dataset_name": name}
-    summary = None
+    summary, plain = None, False
     if isinstance(source, datasets.IterableDataset):
         rows: Any = tokenize(source, tokenizer, **options)
     else:
         rows, report = tokenize_with_report(source, tokenizer, **options)
-        summary = summary_of(source, report, name)
+        summary, plain = summary_of(source, report, name), 2 * report.plain > report.rows
     rows = _within_vocabulary(rows, vocabulary)
     with_kl = uses_kl(args.loss_type)
     if with_kl:
@@ -91,7 +93,7 @@ def prepare(
     if with_kl:
         check_pairable(rows["prompt_key"], rows["conversation"], batch_size, world_size=args.world_size)
     desirable = sum(rows["label"])
-    prepared = Prepared(rows, desirable, len(rows) - desirable, summary)
+    prepared = Prepared(rows, desirable, len(rows) - desirable, summary, plain)
     if name == "train" and args.train_sampling_strategy in SHUFFLED:
         _warn_one_class(desirable, len(rows) - desirable, batch_size)
     return prepared

@@ -39,8 +39,8 @@ from fastkto.training.loading import (
     policy_and_reference,
     vocabulary_of,
 )
-from fastkto.training.output.notebook import shown_by
-from fastkto.training.output.progress import tokens_so_far
+from fastkto.training.output.display.notebook import shown_by
+from fastkto.training.output.display.progress import tokens_so_far
 from fastkto.training.output.record import RunRecord
 from fastkto.training.output.resumable import ResumableTrainer
 from fastkto.training.prepare import prepare, prepare_eval
@@ -135,7 +135,7 @@ class KTOTrainer(ResumableTrainer):
             self.model_accepts_loss_kwargs = True
             self.accelerator.gradient_accumulation_steps = 1  # the loss has its share; older Trainers divide once more
             keep_float32_outputs(self.accelerator)
-            self.record = RunRecord(args, self.train_dataset, model, reference_model, start)
+            self.record = RunRecord(args, self.train_dataset, model, reference_model, start, plain=train.plain)
             self.record.agree(self.accelerator)
             self._finite.attach(self.accelerator)
             with running(self.model, self.accelerator):  # the probe, and the cache where it is filled

@@ -15,8 +15,8 @@ from fastkto.errors import InputError
 from fastkto.rows import RowOptions, normalise, read_rows
 from fastkto.rows.shapes.looking import reports_of
 from fastkto.rows.tokens import COLUMNS, tokenize, tokenize_with_report
-from fastkto.tools.preview import preview, render
-from fastkto.tools.preview_page import page
+from fastkto.tools.preview.gathering import preview, render
+from fastkto.tools.preview.page import page
 
 TURNS = [{"role": role, "content": role} for role in ("user", "assistant") * 2]
 

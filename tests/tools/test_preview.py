@@ -14,7 +14,7 @@ from fastkto.pairs import PairableSampler
 from fastkto.pairs.balance import batch_size_for
 from fastkto.rows import RowOptions, normalise, read_rows
 from fastkto.rows.tokens import tokenize
-from fastkto.tools.preview import preview, render
+from fastkto.tools.preview.gathering import preview, render
 
 DEMO = Path(__file__).parents[3] / "shared" / "data" / "kto_en_demo.json"
 

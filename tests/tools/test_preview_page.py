@@ -7,8 +7,8 @@ from datasets import Dataset
 from tiny import tiny_tokenizer
 
 from fastkto.rows import RowOptions
-from fastkto.tools.preview import preview, render
-from fastkto.tools.preview_page import page
+from fastkto.tools.preview.gathering import preview, render
+from fastkto.tools.preview.page import page
 
 
 def look(records, **options):

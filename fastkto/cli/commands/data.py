@@ -52,8 +52,8 @@ def run(argv: Sequence[str]) -> int:
     from fastkto.losses.kto import uses_kl
     from fastkto.rows import RowOptions, read_rows
     from fastkto.rows.selection import Selection, select
-    from fastkto.tools.preview import Untrainable, preview, render
-    from fastkto.tools.preview_page import page, page_of_faults
+    from fastkto.tools.preview.gathering import Untrainable, preview, render
+    from fastkto.tools.preview.page import page, page_of_faults
     from fastkto.training.loading import model_source
 
     classes = (

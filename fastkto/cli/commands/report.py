@@ -11,7 +11,7 @@ def run(argv: Sequence[str]) -> int:
     """Draw `report.png` in the run's folder and print its path."""
     arguments = parser().parse_all(argv)
 
-    from fastkto.training.output.picture import report
+    from fastkto.training.output.display.picture import report
 
     print(escaped(str(report(Path(arguments.run_dir).expanduser()))))
     return 0

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -130,10 +131,9 @@ def train(trainer: "KTOTrainer", given: dict[str, Any]) -> None:
             file = write_config(folder, without_secrets(given))
             trainer.rerun = f"fastkto train {file} --output_dir ANOTHER_FOLDER"
         trainer.save_model(folder)
-    adapter = trainer.record.about["adapter"]
-    next_to_do = f"fastkto merge {folder} --output_dir FOLDER" if adapter else f"fastkto report {folder}"
-    said = f"Trained {trainer.state.global_step} steps. The model is in {folder}, described in its README.md. Next: "
-    trainer.accelerator.print(escaped(said + next_to_do))
+    said = f"Trained {trainer.state.global_step} steps. The model is in {folder}, described in its README.md with the "
+    said += f"commands for vLLM, llama.cpp and Ollama. Next: fastkto chat {shlex.quote(folder)}"
+    trainer.accelerator.print(escaped(said))
     if config.push_to_hub:
         trainer.push_to_hub()
     if hasattr(trainer, "end"):  # transformers >= 5.18

@@ -4,16 +4,22 @@ from typing import NamedTuple
 
 
 class Command(NamedTuple):
-    """A module of this name in `cli/commands/`."""
+    """A module of this name in a room of `cli/`."""
 
     summary: str
     usage: str
     examples: tuple[str, ...]
     alone: bool = False
     """Whether it can do its work with nothing given."""
+    room: str = "commands"
 
 
 COMMANDS = {
+    "init": Command(
+        "look at a file of feedback and a model, and write the YAML that trains it",
+        "fastkto init FILE --model MODEL [--memory SIZE] [--OPTION VALUE ...]",
+        ("fastkto init feedback.jsonl --model MODEL",),
+    ),
     "train": Command(
         "train a model from a YAML file, flags, or both",
         "fastkto train [CONFIG.yaml] [--OPTION VALUE ...]",
@@ -21,6 +27,11 @@ COMMANDS = {
             "fastkto train --model_name_or_path MODEL --dataset_name feedback.jsonl",
             "fastkto train config.yaml --learning_rate 5e-7",
         ),
+    ),
+    "chat": Command(
+        "talk to a trained model, its base answering beside it",
+        "fastkto chat OUT [--with FOLDER_OR_ID] [--OPTION VALUE ...]",
+        ("fastkto chat out",),
     ),
     "data": Command(
         "show what a data file would train on; trains nothing",
@@ -57,5 +68,11 @@ COMMANDS = {
         "print a script with which a shell completes commands and options",
         "fastkto completion bash|zsh|fish",
         ('eval "$(fastkto completion bash)"', "fastkto completion fish | source"),
+        room="help",
     ),
 }
+
+
+def module_of(name: str) -> str:
+    """The module of a command, which has `parser()` and `run(argv)`."""
+    return f"fastkto.cli.{COMMANDS[name].room}.{name}"

@@ -14,7 +14,7 @@ LONGEST_NAME = 29
 """Beside which words begin on its line."""
 
 OPTION = re.compile(r"(--\w+|VALUE) (?=[A-Za-z.])")
-FIRST_STEPS = (*COMMANDS["data"].examples, *COMMANDS["train"].examples)
+FIRST_STEPS = (*COMMANDS["init"].examples, "fastkto train config.yaml", *COMMANDS["chat"].examples)
 
 Groups = Mapping[str, Mapping[str, str]]
 """Titles, and under each the names of options with the words that stand in place of their help."""

@@ -41,7 +41,7 @@ def checkpoint_folder(asked: "str | os.PathLike[str] | bool | None", output_dir:
         fix = "Name a checkpoint-* folder of an output directory."
         raise InputError("resume_from_checkpoint", str(asked), f"a folder that holds {TRAINER_STATE_NAME}", fix)
     if (reason := why_torn(folder)) is not None:
-        others = [other.name for other in _newest_first(folder.parent) if why_torn(other) is None]
+        others = [other.name for other in newest_first(folder.parent) if why_torn(other) is None]
         fix = f"Name {others[0]}, the newest that is whole." if others else "Start over: no other is whole."
         raise InputError("resume_from_checkpoint", str(asked), f"a whole checkpoint, but {reason}", fix)
     return os.fspath(folder)
@@ -124,7 +124,7 @@ def written_to_its_end(folder: Path, *, main_process: bool) -> Iterator[None]:
 
 
 def _newest_whole(output_dir: Path) -> str | None:
-    for folder in _newest_first(output_dir):
+    for folder in newest_first(output_dir):
         if (reason := why_torn(folder)) is None:
             return str(folder)
         logger.warning(f"{folder} is torn ({reason}): the checkpoint before it is used.")
@@ -132,7 +132,8 @@ def _newest_whole(output_dir: Path) -> str | None:
     return None
 
 
-def _newest_first(output_dir: Path) -> list[Path]:
+def newest_first(output_dir: Path) -> list[Path]:
+    """The checkpoints of an output directory, torn ones too."""
     numbered = [(path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"), path) for path in output_dir.glob("checkpoint-*")]
     steps = [(int(number), path) for number, path in numbered if number.isdecimal() and path.is_dir()]
     return [path for _, path in sorted(steps, reverse=True)]

@@ -7,11 +7,9 @@ In: the trainer's model, and a folder. Out: files from which a run goes on exact
     record     what a run was made of, settings and fingerprints: what differs on resume, and between ranks
     changed    what of the optimizer and its schedule is another one than in the checkpoint
     folder     one run at a time in a folder; what an older one left is moved aside
-    card       `README.md` beside the model: data, settings, figures, and the command for the same run again
-    progress   its log lines in columns that fit the terminal, under a bar
-    notebook   the same in a notebook's cell, with the picture
-    picture    `metrics.jsonl` as one picture (`fastkto report`)
     adapters   every trained weight of an adapter in a checkpoint, and back again; does it belong to this model?
+    card/      `README.md` beside the model: how to use and serve it, data, settings, figures, and the same run again
+    display/   its log lines in columns, in a notebook, as a picture
 
 A checkpoint also holds what the reference is made of: the adapter as it was at the start (`step/reference_model`), or a
 reference that moves (`training/callbacks`). Whether a checkpoint was written to its end is seen in

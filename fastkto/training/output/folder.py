@@ -12,8 +12,8 @@ from transformers.utils import logging
 
 from fastkto.disk import METRICS_FILE, writing
 from fastkto.errors import InputError
-from fastkto.training.output.card import FILE as CARD
-from fastkto.training.output.card import is_ours
+from fastkto.training.output.card.text import FILE as CARD
+from fastkto.training.output.card.text import is_ours
 from fastkto.training.output.record import FILE as RECORD
 
 logger = logging.get_logger(__name__)

@@ -56,7 +56,14 @@ class RunRecord:
     """
 
     def __init__(
-        self, args: KTOConfig, rows: Any, model: Any, reference: Any | None, start: StartingWeights | None
+        self,
+        args: KTOConfig,
+        rows: Any,
+        model: Any,
+        reference: Any | None,
+        start: StartingWeights | None,
+        *,
+        plain: bool = False,
     ) -> None:
         self.args = args
         self.changed: set[str] = set()
@@ -70,6 +77,7 @@ class RunRecord:
                 "adapter": {name: _settled(config) for name, config in adapters.items()},
                 "reference": _content_of_reference(reference, start, cached=args.precompute_ref_log_probs),
                 "versions": {"python": platform.python_version(), **_versions()},
+                **({"plain": True} if plain else {}),  # text that went past the chat template
             }
         )
 

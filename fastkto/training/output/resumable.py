@@ -14,7 +14,9 @@ from transformers.utils import logging
 from fastkto.disk import writing
 from fastkto.training.faults.checkpoints import check_fits, check_scaler, checkpoint_folder, written_to_its_end
 from fastkto.training.output.adapters import load_adapter, save_adapter
-from fastkto.training.output.card import card, write_card
+from fastkto.training.output.card.ollama import PLAIN, modelfile
+from fastkto.training.output.card.serving import Use, uses
+from fastkto.training.output.card.text import card, write_card
 from fastkto.training.output.changed import load_but_changed
 from fastkto.training.output.folder import owned
 from fastkto.training.output.record import RunRecord
@@ -91,10 +93,22 @@ class ResumableTrainer(Trainer):
         about = self.record.about
         text = card(
             *(folder.resolve().name, base, about, self.record.not_defaults(), self.data_lines),
-            *(self.state.log_history, [*tags], self.rerun),
+            *(self.state.log_history, [*tags], self.rerun, self._uses(folder, base)),
         )
         with writing("output_dir", folder, "the model card"):
             write_card(folder, text)
+
+    def _uses(self, folder: Path, base: str | None) -> list[Use]:
+        tokenizer: Any = self.processing_class
+        file, plain = folder / "chat_template.jinja", bool(self.record.about.get("plain"))
+        return uses(
+            str(folder),
+            base=base,
+            adapters=self.record.about["adapter"],
+            template=bool(tokenizer.chat_template) and not plain,
+            template_file=str(file) if file.is_file() and not plain else None,
+            modelfile=PLAIN if plain else modelfile(tokenizer),
+        )
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         folder = Path(self.args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from fastkto.errors import InputError, MissingExtra
-from fastkto.training.output.picture import draw, report
+from fastkto.training.output.display.picture import draw, report
 
 
 def write(folder, lines):

@@ -26,7 +26,7 @@ from fastkto.rows.shapes.decision import COUNTED
 from fastkto.rows.shapes.looking import reports_of
 from fastkto.rows.shapes.summary import Summary, TokenReport, summary_of
 from fastkto.rows.tokens import tokenize_the_good
-from fastkto.tools.preview_example import Example, example, render_example
+from fastkto.tools.preview.example import Example, example, render_example
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

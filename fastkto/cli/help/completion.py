@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Sequence
 
-from fastkto.cli.help.commands import COMMANDS
+from fastkto.cli.help.commands import COMMANDS, module_of
 from fastkto.cli.help.shells import SCRIPTS
 from fastkto.cli.options.strict import StrictParser
 
@@ -15,7 +15,7 @@ config.fish."""
 def run(argv: Sequence[str]) -> int:
     """Print the script."""
     shell = parser().parse_all(argv).shell
-    parsers = {name: importlib.import_module(f"fastkto.cli.commands.{name}").parser() for name in COMMANDS}
+    parsers = {name: importlib.import_module(module_of(name)).parser() for name in COMMANDS}
     print(SCRIPTS[shell](parsers), end="")
     return 0
 

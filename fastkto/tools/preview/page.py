@@ -5,8 +5,8 @@ from html import escape
 
 from fastkto.pairs.balance import obeys_rule
 from fastkto.rows.shapes.summary import CONTRADICTION, DUPLICATE, TOO_LONG
-from fastkto.tools.preview import PERCENTILES, Preview, Untrainable, percent_name, weights
-from fastkto.tools.preview_example import Example
+from fastkto.tools.preview.example import Example
+from fastkto.tools.preview.gathering import PERCENTILES, Preview, Untrainable, percent_name, weights
 
 LONGEST = 1500
 """Characters of a prompt or answer that are shown; the middle of longer ones is left out."""

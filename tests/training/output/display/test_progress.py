@@ -10,8 +10,8 @@ import pytest
 from tiny_trainer import At, rows, steps, trainer
 from transformers.utils import logging as transformers_logging
 
-from fastkto.training.output import notebook, progress
-from fastkto.training.output.progress import COLUMNS, duration, fitting, header, row
+from fastkto.training.output.display import notebook, progress
+from fastkto.training.output.display.progress import COLUMNS, duration, fitting, header, row
 
 LINE = {
     "at": "120/300",

@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers.utils import logging
 
+from fastkto.training.output.card.serving import Use
+
 logger = logging.get_logger(__name__)
 
 FILE = "README.md"
@@ -37,6 +39,7 @@ def card(
     history: Sequence[Mapping[str, float]],
     tags: Sequence[str],
     rerun: str | None,
+    uses: Sequence[Use],
 ) -> str:
     """The card's text. `about`: a `RunRecord`'s; `settings`: those that are not defaults; `history`: the log lines."""
     hub, base = (None, Path(base).name) if base and Path(base).is_dir() else (base, base)  # a path is nobody else's
@@ -49,7 +52,8 @@ def card(
         *(f"# {name}", ""),
         f"{what} trained{f' from {base}' if base else ''} on thumbs-up / thumbs-down feedback with "
         "[KTO](https://arxiv.org/abs/2402.01306) by fastkto.",
-        *("", "## Data", "", "```", *(data or ["a stream, which was not counted"]), "```", ""),
+        *("", "## Use it", "", *(line for use in uses for line in _use(use))),
+        *("## Data", "", "```", *(data or ["a stream, which was not counted"]), "```", ""),
         *("## Figures", "", "| | first | last |", "|---|---|---|", *_figures(history), ""),
         *("## Settings that are not the defaults", "", "| field | value |", "|---|---|"),
         *(f"| `{field}` | `{value}` |" for field, value in settings.items()),
@@ -58,6 +62,10 @@ def card(
     if rerun is not None:
         lines += ["## The same run again", "", "```sh", rerun, "```", ""]
     return "\n".join([*head, *lines])
+
+
+def _use(use: Use) -> list[str]:
+    return [f"{use.program}:", "", "```sh", use.commands, "```", *(["", use.note] if use.note else []), ""]
 
 
 def _figures(history: Sequence[Mapping[str, float]]) -> list[str]:

@@ -8,8 +8,8 @@ from typing import Any
 from transformers import TrainerControl, TrainerState
 from transformers.utils import is_in_notebook
 
-from fastkto.training.output.picture import draw
-from fastkto.training.output.progress import COLUMNS, STOCK, Line, Progress
+from fastkto.training.output.display.picture import draw
+from fastkto.training.output.display.progress import COLUMNS, STOCK, Line, Progress
 
 
 def shown_by(trainer: Any) -> Progress:
