@@ -188,7 +188,8 @@ def rates() -> str:
     lines += [
         "",
         f"{result['model']}, {result['steps']} steps of 8 of the demo's rows, β = 0.1, float32; KL in nats; "
-        f"margin: the last {result['steps'] // 3} steps. On {result['device']}, {result['date'][:10]}: `python benchmarks/lora_rates.py`.",
+        f"margin: the last {result['steps'] // 3} steps. "
+        f"On {result['device']}, {result['date'][:10]}: `python benchmarks/lora_rates.py`.",
     ]
     return "\n".join(lines) + "\n"
 
