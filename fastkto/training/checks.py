@@ -14,6 +14,7 @@ from fastkto.config import KTOConfig
 from fastkto.disk import check_writable
 from fastkto.errors import InputError
 from fastkto.training.faults.finite import check_optimizer
+from fastkto.trunk.modules import is_peft_model
 
 logger = logging.get_logger(__name__)
 
@@ -36,6 +37,8 @@ IGNORED: tuple[Ignored, ...] = (
 )
 
 
+OF_AN_ADAPTER = 1e-4
+"""A learning rate to start an adapter with."""
 GIVEN_BY_THE_TRAINER = ("optimizer", "num_warmup_steps", "num_training_steps")
 CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop")
 
@@ -64,6 +67,16 @@ def say_ignored(settings: Any, table: Iterable[Ignored]) -> None:
     ]
     if names:
         logger.warning("Settings without effect: %s.", "; ".join(names))
+
+
+def say_rate(model: Any, args: KTOConfig) -> None:
+    """One line where an adapter would train at the default rate, which is one for all weights."""
+    default = next(field.default for field in fields(args) if field.name == "learning_rate")
+    if is_peft_model(model) and args.learning_rate == default:
+        logger.warning(
+            f"learning_rate is {default:g}, the default for training all weights, at which an adapter learns next to "
+            f"nothing. Start with {OF_AN_ADAPTER:g}; docs/choosing.md has a table."
+        )
 
 
 def check_revision(argument: str, name: str, revision: str | None) -> None:

@@ -23,7 +23,7 @@ from fastkto.step.micro_step import kto_step
 from fastkto.training.assemble import assemble
 from fastkto.training.batching import pairable_sampler
 from fastkto.training.callbacks import LogAtCheckpoint, MetricsFile, SamplerEpoch
-from fastkto.training.checks import check_trained
+from fastkto.training.checks import check_trained, say_rate
 from fastkto.training.faults.collapse import CollapseWatch
 from fastkto.training.faults.finite import FiniteWatch
 from fastkto.training.faults.interruption import Interruption
@@ -116,6 +116,7 @@ class KTOTrainer(ResumableTrainer):
         evals = prepare_eval(eval_dataset, tokenizer, args, self._vocabulary)
         model, reference_model, start = policy_and_reference(model, ref_model, args, peft_config, source)
         check_trained(model, optimizers[0])
+        say_rate(model, args)
         self._finite, self._interruption = FiniteWatch(args.on_nonfinite), Interruption()
         self._start = StartCheck(start, args)
         watches = [MetricsFile(), self._finite, self._interruption, LogAtCheckpoint(), CollapseWatch()]

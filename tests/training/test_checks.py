@@ -37,3 +37,11 @@ def test_B17_an_optimizer_over_other_weights(tmp_path, caplog):
     head = torch.optim.SGD(model.lm_head.parameters(), lr=0.1)
     trainer(tmp_path, model=model, optimizers=(head, None))
     assert "weights that train are not in the optimizer: model.embed_tokens.weight" in caplog.text
+
+
+@pytest.mark.parametrize(("rate", "said"), [(1e-6, True), (1e-5, False)])
+def test_an_adapter_at_the_rate_of_all_weights_is_said_once(rate, said, tmp_path, warnings):
+    trainer(tmp_path, peft_config=lora(), learning_rate=rate)
+    trainer(tmp_path, learning_rate=rate)
+    lines = [line for line in warnings.messages if "the default for training all weights" in line]
+    assert len(lines) == said

@@ -7,8 +7,9 @@ from fastkto.pairs.balance import ONE_CLASS_LIMIT, auto_desirable_weight, obeys_
 from fastkto.tools.init.fitting import ROWS, Fit
 from fastkto.tools.init.looking import HELD_OUT, Rows
 from fastkto.tools.init.memory import Memory, in_words
+from fastkto.training.checks import OF_AN_ADAPTER
 
-LEARNING_RATE = {"all weights": 5e-6, "LoRA": 5e-5}
+LEARNING_RATE = {"all weights": 5e-6, "LoRA": OF_AN_ADAPTER}
 OF_LORA: dict[str, Any] = {"lora_target_modules": ["all-linear"]}
 OUTPUT_DIR = "out"
 
