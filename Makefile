@@ -14,7 +14,7 @@ PYTHON313 ?= python3.13
 GPU_OUT ?= benchmarks/results
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo demo-imbalanced test test-slow lint types floors pytest bits matrix install-lines install sanitize faults templates families compat bench hub gpu gpu-head gpu-tests compile-table results package clean
+.PHONY: help demo demo-imbalanced test test-slow lint types floors pytest bits matrix install-lines first-minutes install sanitize faults templates families compat bench hub gpu gpu-head gpu-tests compile-table results package clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -51,6 +51,9 @@ matrix: $(VENV)/.dev  ## the tests as other machines and versions run them (hour
 
 install-lines: $(VENV)/.dev  ## the install lines of README and docs, each in an empty environment (minutes)
 	PYTHONPATH=tests $(PY) tests/install_lines.py --python $(PYTHON) --torch "$(TORCH)"
+
+first-minutes: $(VENV)/.dev $(MODEL)  ## the README as a newcomer follows it: install, init, train, chat, in an empty environment (minutes)
+	PYTHONPATH=tests $(PY) tests/first_minutes.py --model $(MODEL) --python $(PYTHON) --torch "$(TORCH)"
 
 test-slow: $(VENV)/.dev $(MODEL)  ## the tests that take minutes each, one at a time
 	HF_HUB_OFFLINE=1 $(PY) -m pytest -m slow

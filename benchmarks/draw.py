@@ -144,5 +144,6 @@ def _where(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    claim()
     cost()
     growth()

@@ -172,6 +172,55 @@ def hosts() -> str:
     return "\n".join(lines) + "\n"
 
 
+def claim() -> str:
+    """The picture's figures in one sentence."""
+    curves, against, cached = newest("losses"), newest("step"), newest("price")
+    gaps = [abs(a["loss"] - b["loss"]) for a, b in zip(*(curves["steps"][x] for x in ("trl", "fastkto")), strict=True)]
+    trl, ours = against["summary"]["trl"], against["summary"]["fastkto"]
+    share = cached["summary"]["fastkto-cached"]["times_as_long"] / cached["summary"]["fastkto"]["times_as_long"]
+    return (
+        f"SmolLM2-135M on a CPU, float32. Left: {len(gaps)} steps of 8 rows of the demo, losses at most "
+        f"{max(gaps):.0e} apart, {_where(curves)}. Right: a step of {against['batch']} rows of up to "
+        f"{against['max_length']} tokens takes TRL 1.16 {trl['times_as_long']:.1f}× the time and "
+        f"{trl['peak_gib'] / ours['peak_gib']:.1f}× the memory, {_where(against)}; with the reference cached fastkto "
+        f"needs {share:.2f}× of its own time. [How it was measured](docs/cost.md).\n"
+    )
+
+
+def status() -> str:
+    """What has run where."""
+    lines = ["| what | where | when |", "|---|---|---|"]
+    for path in sorted(RESULTS.glob("matrix_*.json")):
+        matrix = json.loads(path.read_text(encoding="utf-8"))
+        rows = matrix["rows"].values()
+        failed = sum(row["failed"] for row in rows)
+        torches = sorted({row["versions"]["torch"].partition("+")[0] for row in rows})
+        pythons = sorted({row["versions"]["python"].rpartition(".")[0] for row in rows})
+        lines.append(
+            f"| the test suite in {len(rows)} settings: {failed} failures | {matrix['processor']['model']}, "
+            f"{matrix['device']}; torch {torches[0]} to {torches[-1]}; Python {' and '.join(pythons)} | "
+            f"{max(row['date'] for row in rows)[:10]} |"
+        )
+    families = newest("families")
+    counts = families["counts"]
+    trained = sum(counts.get(way, 0) for way in ("packed", "padded", "row by row"))
+    lines.append(
+        f"| {trained} model families against stock transformers, tiny: {counts['packed']} packed, {counts['padded']} "
+        f"padded, {counts['row by row']} row by row | transformers {families['transformers']} | {families['date']} |"
+    )
+    hosts = json.loads((ROOT / "tests" / "compat" / "results.json").read_text(encoding="utf-8"))
+    dates = sorted({found["date"] for found in hosts.values()})
+    lines.append(f"| inside {', '.join(hosts)} | a CPU | {dates[-1]} |")
+    gpus = sorted(RESULTS.glob("gpu-*.json"))
+    gpu = f"| Triton kernels | {', '.join(path.stem for path in gpus)} | see there |"
+    none = "| Triton kernels: compiled for every architecture, interpreted on a CPU | **no GPU yet** | |"
+    return "\n".join([*lines, gpu if gpus else none]) + "\n"
+
+
+def _where(result: dict[str, Any]) -> str:
+    return f"{result['device']}, {result['date'][:10]}"
+
+
 def rates() -> str:
     """Learning rates of an adapter and of all weights."""
     result = newest("lora-rates")
@@ -194,8 +243,17 @@ def rates() -> str:
     return "\n".join(lines) + "\n"
 
 
-SECTIONS = {"demo": demo, "step": step, "room": room, "head": head, "hosts": hosts, "rates": rates}
-PAGES = (ROOT / "README.md", ROOT / "docs" / "choosing.md")
+SECTIONS = {
+    "demo": demo,
+    "step": step,
+    "room": room,
+    "head": head,
+    "hosts": hosts,
+    "rates": rates,
+    "claim": claim,
+    "status": status,
+}
+PAGES = (ROOT / "README.md", ROOT / "docs" / "choosing.md", ROOT / "docs" / "cost.md")
 
 
 def render(text: str) -> str:

@@ -43,8 +43,8 @@ def blocks(pages: list[Path]) -> list[Block]:
     return found
 
 
-def run(block: Block, python: str, torch: str) -> str:
-    """What came of it, in one line."""
+def install(block: Block, python: str, torch: str) -> str:
+    """What came of installing its lines in an empty environment, in one line."""
     shutil.rmtree(AT, ignore_errors=True)
     copy_checkout(AT / "source")
     pip = [str(AT / "venv" / "bin" / "python"), "-m", "pip", "install", "--quiet"]
@@ -70,7 +70,7 @@ def main() -> int:
     options = parser.parse_args()
     failed = 0
     for block in blocks([ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]):
-        outcome = run(block, options.python, options.torch)
+        outcome = install(block, options.python, options.torch)
         failed += outcome.startswith("FAILED")
         print(f"{block.where:24}{outcome}", flush=True)
     shutil.rmtree(AT, ignore_errors=True)

@@ -42,6 +42,7 @@ def silence_others() -> None:
     if not sys.warnoptions and os.environ.get("FASTKTO_DEBUG") != "1":
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true but no accelerator")
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for each layer of each step
     if not sys.stderr.isatty():
         for library in ("HF_HUB", "HF_DATASETS"):  # transformers follows the first
             os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
