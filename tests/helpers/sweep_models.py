@@ -2,8 +2,8 @@
 
 import torch
 import transformers
-from transformers import AutoConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 PARAMETERS = 20_000_000
 SIZES = {
@@ -116,7 +116,10 @@ def tiny_config(name):
 def tiny_model(name):
     """A random model of the family, counted before it is made."""
     settings = tiny_config(name)
-    build = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[name])._from_config
+    if type(settings) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        build = AutoModelForCausalLM.from_config
+    else:  # the class takes a part of the config that the mapping knows
+        build = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[name])._from_config
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in build(settings).parameters())
     if count > PARAMETERS:
