@@ -107,7 +107,7 @@ $(VENV)/.torch:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "fastkto needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --upgrade pip setuptools wheel
+	$(PIP) install --quiet --upgrade pip setuptools setuptools-scm wheel
 	$(PIP) install --quiet $(TORCH)
 	touch $@
 
