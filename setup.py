@@ -1,11 +1,15 @@
 """Builds the native CPU backend where it can; everything else of the build is in pyproject.toml.
 
 Needs torch at build time, so `pip install --no-build-isolation`. Without it, or without a compiler, the install
-succeeds all the same, and the reason is left beside the package for `fastkto doctor`.
+succeeds all the same, and the reason is left beside the package for `fastkto doctor`. The version is setuptools-scm's;
+without build isolation it may be missing, and an install must not fail for that.
 """
 
+import importlib.util
 import os
+import re
 import sys
+import tomllib
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -52,6 +56,17 @@ class BuildNative(build_ext):
         return []
 
 
+def version_without_scm() -> dict[str, str]:
+    """Of an unpacked sdist its own, else the fallback; nothing where setuptools-scm is there to say it."""
+    if importlib.util.find_spec("setuptools_scm"):
+        return {}
+    root = Path(__file__).parent
+    if (root / "PKG-INFO").exists():
+        return {"version": re.findall(r"^Version: (.+)$", (root / "PKG-INFO").read_text(), re.MULTILINE)[0]}
+    pyproject = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    return {"version": pyproject["tool"]["setuptools_scm"]["fallback_version"]}
+
+
 sanitize = SANITIZE if os.environ.get("FASTKTO_SANITIZE") else []
 native = Extension(
     "fastkto._native",
@@ -63,4 +78,9 @@ native = Extension(
     libraries=["torch_cpu"],
     py_limited_api=True,
 )
-setup(ext_modules=[native], cmdclass={"build_ext": BuildNative}, options={"bdist_wheel": {"py_limited_api": "cp311"}})
+setup(
+    ext_modules=[native],
+    cmdclass={"build_ext": BuildNative},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    **version_without_scm(),
+)

@@ -4,8 +4,8 @@
 in four places, which a test compares: the imports that type checkers read, `_ROOMS`, `__all__` and docs/api.md.
 
 The way of a row: rows -> pairs -> batch -> trunk -> head -> step -> training; each folder opens with what is in it.
-`config` has the settings, `errors` the form of every message, `engines` what FSDP and DeepSpeed need, `disk` what a
-full or read-only disk says.
+`config` has the settings, `errors` the form of every message, `installation` how to add to what is installed, `engines`
+what FSDP and DeepSpeed need, `disk` what a full or read-only disk says.
 """
 
 import importlib
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fastkto.rows import RowOptions, normalise, read_rows
     from fastkto.training import KTOTrainer
 
-__version__ = "0.1.0"
+    __version__: str
 
 __all__ = [
     "KTOConfig",
@@ -53,6 +53,8 @@ def __dir__() -> list[str]:
 if not TYPE_CHECKING:  # to a type checker a misspelt name would be Any
 
     def __getattr__(name: str) -> object:
+        if name == "__version__":
+            return importlib.import_module("fastkto.installation").version()
         if name not in _ROOMS:
             raise AttributeError(f"module 'fastkto' has no attribute {name!r}")
         return getattr(importlib.import_module(f"fastkto.{_ROOMS[name]}"), name)

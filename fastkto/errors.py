@@ -29,9 +29,10 @@ class MissingExtra(ImportError):
     """An optional package is absent: names it and the command that installs it."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(
-            f"this needs the package {package!r}, which is not installed. Run: pip install 'fastkto[{extra}]'"
-        )
+        from fastkto.installation import add_command  # what it imports would slow every start
+
+        command = add_command(extra, package)
+        super().__init__(f"this needs the package {package!r}, which is not installed. Run: {command}")
 
 
 class ProcessFailed(RuntimeError):

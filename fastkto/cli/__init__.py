@@ -21,7 +21,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from fastkto import __version__
+import fastkto
 from fastkto.cli.failures import explain
 from fastkto.cli.help.commands import COMMANDS, module_of
 from fastkto.cli.help.page import overview, reminder
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     command, *rest = [*given[1:2], "--help"] if given[0] == "help" else given
     if command in ("-h", "--help", "--version"):
-        print(f"fastkto {__version__}" if command == "--version" else overview())
+        print(f"fastkto {fastkto.__version__}" if command == "--version" else overview())
         return 0
     if command not in COMMANDS:
         near = nearest(command, [*COMMANDS, f"train {command}"] if command.endswith((".yaml", ".yml")) else COMMANDS)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from fastkto.installation import build_command
+
 PACKAGE = Path(__file__).parents[1]
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 USUAL_CACHE_BYTES = {2: 1 << 20, 3: 16 << 20}
@@ -12,17 +14,23 @@ USUAL_CACHE_BYTES = {2: 1 << 20, 3: 16 << 20}
 
 @functools.cache
 def load() -> str | None:
-    """Register `torch.ops.fastkto_native`; why that cannot be, or None."""
+    """Register `torch.ops.fastkto_native`; why that cannot be and what to do, on one line, or None."""
     libraries = sorted(PACKAGE.glob("_native*.so")) + sorted(PACKAGE.glob("_native*.pyd"))
     if not libraries:
         reason = PACKAGE / "_native.reason"
-        why = reason.read_text().strip() if reason.exists() else "setup.py has not run"
-        return f"its library is not built: {why}"
+        why = " ".join(reason.read_text().split()) if reason.exists() else "setup.py has not run"
+        return f"its library is not built: {why}. {_advice()}"
     try:
         torch.ops.load_library(libraries[0])
     except OSError as error:
-        return f"its library does not load: {error}"
+        return f"its library does not load: {error}. {_advice()}"
     return None
+
+
+def _advice() -> str:
+    command = build_command()
+    how = f"run: {command}" if command else "install fastkto from a checkout"
+    return f"To build it, with torch and a C++ compiler there, {how}"
 
 
 @functools.cache

@@ -4,9 +4,12 @@ import json
 
 import torch
 
+from fastkto import installation
 from fastkto.cli import main
 from fastkto.head.backends import BACKENDS
+from fastkto.head.backends.native import NativeBackend
 from fastkto.head.backends.tiles import TileBackend
+from fastkto.native import loader
 
 CPU = torch.device("cpu")
 
@@ -103,3 +106,15 @@ def test_a_cuda_build_of_torch_without_a_driver_is_checked_on_the_cpu(capsys, mo
     assert code == 0
     assert "cpu (" in shown
     assert "built for CUDA 13.2 and finds no GPU" in shown
+
+
+def test_a_missing_library_and_the_origin_are_shown(capsys, monkeypatch, tmp_path):
+    (tmp_path / "_native.reason").write_text("CompileError: no c++\n")
+    monkeypatch.setattr(loader, "PACKAGE", tmp_path)
+    monkeypatch.setattr(NativeBackend, "unavailable", lambda self, device: loader.load.__wrapped__())
+    code = main(["doctor"])
+    out, err = capsys.readouterr()
+    assert code == 0
+    assert "native      its library is not built: CompileError: no c++. To build it" in out
+    assert err == "", "it is said once"
+    assert f"from {installation.origin()}" in out

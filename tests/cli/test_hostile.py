@@ -17,6 +17,7 @@ from tiny import tiny_llama
 from fastkto.cli import OneLine, main
 from fastkto.cli.options.launch import config_file
 from fastkto.errors import InputError
+from fastkto.installation import add_command
 
 ROWS = [{"prompt": f"question {i}?", "completion": f" answer {i}", "label": i % 2 == 0} for i in range(8)]
 OBEYED = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
@@ -177,7 +178,7 @@ def test_C11_bench_without_its_extra(home, model, capsys, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "trl" else real(name, *more))
     assert main(["bench", "--model", str(model), "--systems", "trl", "fastkto"]) == 1
-    assert "pip install 'fastkto[bench]'" in only_line(capsys, "bench")
+    assert f"Run: {add_command('bench', 'trl')}" in only_line(capsys, "bench")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The native backend in tiny tiles, on awkward inputs, with sanitizers, and its absence."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerance import assert_close, assert_within
 
-from fastkto.head import fused_linear_kto, oracle, token_logprobs, token_stats
+from fastkto.errors import InputError
+from fastkto.head import backends, fused_linear_kto, oracle, token_logprobs, token_stats
 from fastkto.head.backends import choose
 from fastkto.head.backends.base import HeadInputs, Wanted
 from fastkto.head.backends.native import NativeBackend, Tiling
@@ -251,6 +253,36 @@ def test_a_library_that_does_not_load_is_a_reason(tmp_path, monkeypatch):
     assert "not built" in loader.load.__wrapped__()
     (tmp_path / "_native.abi3.so").write_text("no library")
     assert "does not load" in loader.load.__wrapped__()
+
+
+@pytest.fixture
+def without_a_library(tmp_path, monkeypatch):
+    """As an install without a compiler leaves the package."""
+    (tmp_path / "_native.reason").write_text("CompileError: no c++\n")
+    monkeypatch.setattr(loader, "PACKAGE", tmp_path)
+    for cached in (loader.load, backends._say_what_is_missed):
+        cached.cache_clear()
+    yield
+    monkeypatch.undo()
+    for cached in (loader.load, backends._say_what_is_missed):
+        cached.cache_clear()
+
+
+def test_a_head_without_its_library_says_so_once_on_one_line(without_a_library, caplog):
+    hidden, weight, targets = torch.randn(3, 4), torch.randn(5, 4), torch.tensor([0, 1, 2])
+    token_logprobs(hidden.double(), weight.double(), targets)
+    token_logprobs(hidden, weight, targets, backend="tiles")
+    assert caplog.messages == [], "nothing is missed in float64, or where tiles were asked for"
+    for _ in range(2):
+        token_logprobs(hidden, weight, targets)
+    (said,) = caplog.messages
+    assert re.search(r"tiles backend.* slower .*CompileError: no c\+\+\. .* run: pip install ", said)
+    assert "\n" not in said
+
+
+def test_what_is_asked_for_by_name_is_refused_with_the_command_that_builds_it(without_a_library):
+    with pytest.raises(InputError, match=r"not built: CompileError: no c\+\+\. .* run: pip install "):
+        choose("native", torch.device("cpu"))
 
 
 def test_other_devices_are_refused():

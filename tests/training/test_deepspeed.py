@@ -7,10 +7,13 @@ import ranks
 from one_process import compare
 from rank_cases import CASES, TAKEN_APART
 
+from fastkto.installation import add_command
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        importlib.util.find_spec("deepspeed") is None, reason="needs DeepSpeed: pip install 'fastkto[deepspeed]'"
+        importlib.util.find_spec("deepspeed") is None,
+        reason=f"needs DeepSpeed: {add_command('deepspeed', 'deepspeed')}",
     ),
 ]
 

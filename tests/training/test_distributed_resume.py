@@ -7,12 +7,13 @@ import pytest
 import rank_resume
 import ranks
 
+from fastkto.installation import add_command
 from fastkto.training.faults.checkpoints import why_torn
 
 pytestmark = pytest.mark.slow
 
 NO_DEEPSPEED = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="needs DeepSpeed: pip install 'fastkto[deepspeed]'"
+    importlib.util.find_spec("deepspeed") is None, reason=f"needs DeepSpeed: {add_command('deepspeed', 'deepspeed')}"
 )
 ENGINES = [
     "ddp",

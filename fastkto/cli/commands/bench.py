@@ -10,6 +10,7 @@ from pathlib import Path
 from fastkto.bench.case import DTYPES, SYSTEMS, Case
 from fastkto.cli.options.strict import StrictParser
 from fastkto.errors import MissingExtra
+from fastkto.installation import add_command
 from fastkto.ranges import COUNT
 
 DESCRIPTION = """Time and peak memory of a training step on rows of max_length tokens, half of each its prompt. Systems
@@ -40,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
     if any(system.startswith("trl") for system in systems) and importlib.util.find_spec("trl") is None:
         raise MissingExtra("trl", "bench")
     if "trl" not in systems and not options.systems:
-        print("trl is not installed, so it is left out: pip install 'fastkto[bench]'", file=sys.stderr)
+        print(f"trl is not installed, so it is left out. Run: {add_command('bench', 'trl')}", file=sys.stderr)
     cases = {system: (system, case) for system in systems}
     steps = measure(cases, progress=lambda line: print(line, file=sys.stderr))
     figures = summary(steps)

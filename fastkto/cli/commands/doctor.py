@@ -10,6 +10,7 @@ from typing import Any
 
 import fastkto
 from fastkto.cli.options.strict import StrictParser
+from fastkto.installation import origin
 
 PACKAGES = ("torch", "triton", "transformers", "accelerate", "datasets", "peft", "bitsandbytes", "flash-attn", "trl")
 
@@ -38,9 +39,17 @@ def examine(*, with_progress: bool) -> dict[str, Any]:
 
     show = print if with_progress else lambda *_: None
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    found: dict[str, Any] = {"versions": versions(), "device": describe_device(device), "backends": backends(device)}
+    source = str(origin() or "an index, or a file that is gone")
+    found: dict[str, Any] = {
+        "versions": versions(),
+        "installed from": source,
+        "device": describe_device(device),
+        "backends": backends(device),
+    }
     for name, version in found["versions"].items():
         show(f"{name:<14}{version or 'not installed'}")
+        if name == "fastkto":
+            show(f"{'':<14}from {found['installed from']}")
     show()
     for name, value in found["device"].items():
         show(f"{name:<14}{value}")
@@ -103,9 +112,9 @@ def describe_device(device: Any) -> dict[str, str]:
 
 def backends(device: Any) -> list[dict[str, Any]]:
     """Each backend of the head: whether "auto" takes it on this device, and why or why not."""
-    from fastkto.head.backends import BACKENDS, choose
+    from fastkto.head.backends import BACKENDS, first_serving
 
-    chosen, found = choose("auto", device).name, []
+    chosen, found = first_serving(device), []
     for name, backend in BACKENDS.items():
         reason = backend.unavailable(device)
         served = "used: the first that serves this device" if name == chosen else "serves this device too"

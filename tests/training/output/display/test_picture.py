@@ -133,5 +133,5 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 
 def test_without_matplotlib_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingExtra, match=r"fastkto\[train\]"):
+    with pytest.raises(MissingExtra, match=r"Run: pip install .+\[train\]"):
         report(write(tmp_path, [step(1)]))
