@@ -141,11 +141,6 @@ def _(folder: Path) -> None:
     cut(folder / "rng_state.pth")
 
 
-@checkpoint("the only one is torn", resume_from_checkpoint="true")
-def _(folder: Path) -> None:
-    cut(folder / "scheduler.pt")
-
-
 @checkpoint("of a model of another size")
 def _(folder: Path) -> None:
     rewrite_weights(folder, lambda name, x: x[:, :-1].contiguous() if "gate_proj" in name else x)

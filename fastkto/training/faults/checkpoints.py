@@ -127,8 +127,8 @@ def _newest_whole(output_dir: Path) -> str | None:
     for folder in newest_first(output_dir):
         if (reason := why_torn(folder)) is None:
             return str(folder)
-        logger.warning(f"{folder} is torn ({reason}): the checkpoint before it is used.")
-    logger.warning(f"There is no checkpoint in {output_dir} to resume from: the run starts from its beginning.")
+        logger.warning(f"{folder} is torn ({reason}) and passed over.")
+    logger.warning(f"There is no whole checkpoint in {output_dir} to resume from: the run starts from its beginning.")
     return None
 
 

@@ -165,6 +165,21 @@ def test_a_torn_checkpoint_is_recognised_and_the_one_before_it_used(name, two_ch
     assert any("checkpoint-4 is torn" in record.getMessage() for record in warnings.records)
 
 
+def test_where_the_only_one_is_torn_the_run_starts_anew_and_keeps_it(two_checkpoints, tmp_path, warnings):
+    """A job that was killed in its first write and put back into the queue needs no hand."""
+    source, expected = two_checkpoints
+    shutil.copytree(source / "checkpoint-2", tmp_path / "out" / "checkpoint-2")
+    torn = tmp_path / "out" / "checkpoint-2" / "scheduler.pt"
+    torn.write_bytes(torn.read_bytes()[:-9])
+    t = trainer(tmp_path, train_dataset=rows(20), max_steps=4)
+    t.train(resume_from_checkpoint=True)
+    assert curve_of(t) == expected
+    assert (tmp_path / "out" / "earlier-1" / "checkpoint-2" / "scheduler.pt").is_file()
+    said = "\n".join(record.getMessage() for record in warnings.records)
+    assert "checkpoint-2 is torn" in said
+    assert "There is no whole checkpoint in" in said
+
+
 def test_a_missing_part_of_sharded_weights_is_named(two_checkpoints, tmp_path):
     source, _ = two_checkpoints
     shutil.copytree(source / "checkpoint-4", tmp_path / "checkpoint-4")
