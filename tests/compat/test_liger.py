@@ -8,7 +8,7 @@ from tolerance import assert_close
 
 from fastkto.errors import InputError
 from fastkto.integrations.liger import FusedLinearKTOLoss
-from fastkto.integrations.versions import require_version
+from fastkto.integrations.seams import require_seams
 
 METRICS = (
     "chosen_logps_sum",
@@ -24,7 +24,7 @@ TRAINED = ("_input", "lin_weight", "bias")
 @pytest.fixture(scope="module")
 def liger():
     chunked_loss = pytest.importorskip("liger_kernel.chunked_loss", reason="compares with the installed liger-kernel")
-    require_version("liger-kernel", known=("0.8.5",), integration="tests/compat/test_liger.py")
+    require_seams("liger")
     return chunked_loss.LigerFusedLinearKTOLoss
 
 
