@@ -1,6 +1,8 @@
 """`FusedLinearKTOLoss` beside the class that it replaces, from the installed liger-kernel."""
 
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -253,3 +255,10 @@ def test_what_does_not_fit_is_refused_by_name(changes, settings, message):
     with pytest.raises(InputError) as caught:
         FusedLinearKTOLoss(**settings)(**{**batch(), **changes})
     assert message in str(caught.value)
+
+
+def test_the_fragment_of_the_page_runs_as_it_stands():
+    page = (Path(__file__).parents[2] / "docs" / "liger.md").read_text()
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], names)
+    assert names["hidden"].grad.abs().sum() > 0
