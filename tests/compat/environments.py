@@ -5,6 +5,7 @@
 Needs an index of Python packages and nothing else. Run it with an interpreter that has torch and setuptools: it builds
 fastkto's wheel once. The outcome of every host goes to `tests/compat/results.json`, with its date. SMOLLM2=FOLDER in
 the environment, a folder of that model, has the paths compared on it too: figures, CPU time and peak memory.
+HALOS=FOLDER, a checkout of HALOs at that commit, is what halos-4831988 runs.
 """
 
 import argparse
@@ -61,6 +62,11 @@ HOSTS = {
     "trl-1.15.0": trl("1.15.0", TRITON_INTERPRET="1")._replace(tests=INTERPRETED),
     "unsloth-2026.10.9": Host(
         ["unsloth==2026.10.9", "trl==1.14.2", "transformers==5.17.0", "datasets<5"], ["test_unsloth.py"], "trl-base"
+    ),
+    "halos-4831988": Host(
+        ["hydra-core==1.3.2", "omegaconf", "wandb", "openai", "pandas"],
+        ["test_halos.py", "test_halos_checkout.py"],
+        "trl-base",
     ),
     "liger-0.8.5": Host([TORCH, "liger-kernel==0.8.5"], ["test_liger.py"]),
     "llamafactory-0.9.5": Host(
