@@ -1,10 +1,12 @@
 """`fastkto.integrations.trl.KTOTrainer` on the `KTOTrainer` that Unsloth writes over TRL's, beside that one itself."""
 
 import os
+import tempfile
 
 import pytest
 
 os.environ.setdefault("UNSLOTH_SKIP_TORCHVISION_CHECK", "1")
+os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", tempfile.mkdtemp())  # else it writes trainers where it is started
 pytest.importorskip("unsloth", reason="runs among the host's pins: tests/compat/environments.py")
 pytest.importorskip("unsloth.models.llama", reason="writes the trainers, as `import unsloth` does where a GPU is")
 
