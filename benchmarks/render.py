@@ -158,12 +158,12 @@ def hosts() -> str:
         "| inside | loss, grad norm, metrics: largest relative difference | CPU time | peak memory |",
         "|---|---:|---:|---:|",
     ]
-    for host, found in results.items():
-        model = found["smollm2"]
+    runs = {host: found["smollm2"] for host, found in results.items() if "smollm2" in found}
+    for host, model in runs.items():
         worst = max(model["largest_relative_difference"].values())
         ratios = f"{model['cpu_seconds']['ratio']:.2f}× | {model['peak_GiB']['ratio']:.2f}×"
         lines.append(f"| {host} | {worst:.0e} | {ratios} |")
-    dates = sorted(found["date"] for found in results.values())
+    dates = sorted(model["date"] for model in runs.values())
     lines += [
         "",
         "fastkto inside each host against the host's own path: 6 steps of SmolLM2-135M on short rows, float32, one CPU "

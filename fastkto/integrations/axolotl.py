@@ -1,4 +1,4 @@
-"""Axolotl 0.19.0: `trainer_cls: fastkto.integrations.axolotl.KTOTrainer`, one line in the YAML of a run with `rl: kto`.
+"""Axolotl: `trainer_cls: fastkto.integrations.axolotl.KTOTrainer`, one line in the YAML of a run with `rl: kto`.
 
 The host's data, schedulers, optimizers and resuming stay as they are; the micro-step inside is fastkto's.
 """
@@ -6,11 +6,11 @@ The host's data, schedulers, optimizers and resuming stay as they are; the micro
 from typing import Any
 
 from fastkto.errors import InputError
-from fastkto.integrations.versions import require_version
+from fastkto.integrations.seams import require_seams
 
-require_version("axolotl", known=("0.19.0",), integration=__name__)
+require_seams("axolotl")
 
-from axolotl.core.trainers.trl import AxolotlKTOTrainer  # noqa: E402 - not before its version is known
+from axolotl.core.trainers.trl import AxolotlKTOTrainer  # noqa: E402 - not before its seams are known
 
 from fastkto.integrations.trl import KTOTrainer as PackedKTOTrainer  # noqa: E402
 

@@ -1,34 +1,43 @@
 """HALOs: `import fastkto.integrations.halos` at the top of its `launch.py` replaces `train.trainers.KTOTrainer`.
 
-Run from a checkout of HALOs, which is not a package. Its data, loss, metrics and checkpoints stay as they are.
+Run from a checkout of HALOs, which is no package. Its data, loss, humanline, metrics and checkpoints stay as they are.
 """
 
 from typing import Any
 
 import torch
-from train import trainers
 
+from fastkto.errors import InputError
 from fastkto.integrations.padded import padded_scorer
-from fastkto.integrations.versions import require_parameters
+from fastkto.integrations.seams import require_seams
 from fastkto.trunk.scorer import teach_scorer
 
-_NAME = "fastkto.integrations.halos"
+require_seams("halos")
 
-require_parameters(trainers.KTOTrainer.forward, "model", "batch", integration=_NAME)
-require_parameters(trainers.KTOTrainer.get_batch_logps, "logits", "labels", integration=_NAME)
+from train import trainers  # noqa: E402 - not before its seams are known
 
 
 class KTOTrainer(trainers.KTOTrainer):
-    """The host's trainer with fastkto's head under the policy, the reference and both of their KL forwards."""
+    """The host's trainer with fastkto's head under the policy, the reference and both of their KL forwards.
+
+    Raises:
+        ValueError: `cache_reference_logprobs`, whose cache does not hold the pairs that the host asks it for.
+    """
 
     def prepare_accelerator(self) -> None:
         """As the host does, on models that know a scorer."""
+        if self.config.cache_reference_logprobs:  # a KeyError in the host's first step
+            expected = "false: HALOs shuffles the rows anew after caching, and so forms other mismatched pairs"
+            raise InputError("cache_reference_logprobs", True, expected, "Leave it out.")
         teach_scorer(self.policy)
         teach_scorer(self.reference_model)
         super().prepare_accelerator()
 
-    def forward(self, model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(
+        self, model: Any, batch: dict[str, Any], use_cache: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Per-token log-probs (rows, L - 1) of the desirable rows, the undesirable ones and the mismatched pairs."""
+        assert not use_cache
 
         def logps(stream: str) -> torch.Tensor:
             ids, mask = batch[f"{stream}_combined_input_ids"], batch[f"{stream}_combined_attention_mask"]

@@ -1,4 +1,4 @@
-"""LLaMA-Factory 0.9.5: `import fastkto.integrations.llamafactory`, or `python -m fastkto.integrations.llamafactory
+"""LLaMA-Factory: `import fastkto.integrations.llamafactory`, or `python -m fastkto.integrations.llamafactory
 config.yaml` in place of `llamafactory-cli train config.yaml`. Its KTO then scores through fastkto's head.
 
 The host's data, sampler, reference model, loss, metrics and checkpoints stay as they are; the logits never exist.
@@ -11,19 +11,15 @@ import torch
 from fastkto.errors import InputError
 from fastkto.head.logprobs import IGNORE_INDEX
 from fastkto.integrations.padded import padded_scorer
-from fastkto.integrations.versions import require_parameters, require_version
+from fastkto.integrations.seams import require_seams
 from fastkto.trunk.scorer import teach_scorer
 
-_NAME = "fastkto.integrations.llamafactory"
 _TEXT = ("input_ids", "attention_mask", "labels", "token_type_ids", "position_ids")
 
-require_version("llamafactory", known=("0.9.5",), integration=_NAME)
-require_version("trl", known=("0.24.0",), integration=_NAME)
+require_seams("llamafactory")
 
-from llamafactory.train.kto import workflow  # noqa: E402 - not before its version is known
+from llamafactory.train.kto import workflow  # noqa: E402 - not before its seams are known
 from llamafactory.train.kto.trainer import CustomKTOTrainer  # noqa: E402
-
-require_parameters(CustomKTOTrainer.forward, "model", "batch", "prefix", integration=_NAME)
 
 
 class KTOTrainer(CustomKTOTrainer):

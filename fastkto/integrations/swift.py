@@ -1,4 +1,4 @@
-"""ms-swift 4.6.0: `--external_plugins plugin.py`, a file of one line, `import fastkto.integrations.swift`.
+"""ms-swift: `--external_plugins plugin.py`, a file of one line, `import fastkto.integrations.swift`.
 
 `swift rlhf --rlhf_type kto` then scores through fastkto's head. The host's data, templates, reference, loss, metrics
 and checkpoints stay as they are; the logits never exist.
@@ -12,21 +12,16 @@ import torch.nn.functional as F
 
 from fastkto.errors import InputError
 from fastkto.integrations.padded import padded_scorer
-from fastkto.integrations.versions import require_parameters, require_version
+from fastkto.integrations.seams import require_seams
 from fastkto.trunk.modules import Head
 from fastkto.trunk.scorer import Scorer, teach_scorer
 
 _NAME = "fastkto.integrations.swift"
 
-require_version("ms-swift", known=("4.6.0",), integration=_NAME)
+require_seams("ms-swift")
 
-from swift.rlhf_trainers.kto_trainer import KTOTrainer as HostTrainer  # noqa: E402 - not before its version is known
+from swift.rlhf_trainers.kto_trainer import KTOTrainer as HostTrainer  # noqa: E402 - not before its seams are known
 from swift.trainers import TrainerFactory  # noqa: E402
-
-require_parameters(HostTrainer._get_model_kwargs, "inputs", "prefix", integration=_NAME)
-require_parameters(
-    HostTrainer.get_per_token_logps, "logits", "labels", "label_pad_token_id", "reduction", integration=_NAME
-)
 
 
 class KTOTrainer(HostTrainer):

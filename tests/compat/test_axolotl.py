@@ -139,12 +139,10 @@ def test_the_hosts_command(folder, tmp_path, line):
         assert "'NoneType' object is not callable" in done.stderr
 
 
-def test_the_same_line_with_another_version_of_the_host_is_refused(monkeypatch):
-    from fastkto.integrations import versions
-
-    monkeypatch.setattr(versions, "version", {"axolotl": "0.20.0"}.get)
+def test_the_same_line_with_a_host_of_another_method_is_refused(monkeypatch):
+    monkeypatch.setattr("trl.KTOTrainer._compute_kl_logps", lambda self, batch: None)
     monkeypatch.delitem(sys.modules, ours.__name__)
-    with pytest.raises(InputError, match=r"version of axolotl: got '0.20.0', expected 0.19.0"):
+    with pytest.raises(InputError, match=r"_compute_kl_logps of axolotl .*: got \('batch',\), expected"):
         importlib.import_module(ours.__name__)
 
 

@@ -1,4 +1,4 @@
-"""The override for HALOs on a trainer of its interface: the host itself is a checkout that wants a GPU."""
+"""The override for HALOs on a trainer with its signatures. `test_halos_checkout.py` runs the host itself."""
 
 import contextlib
 import importlib
@@ -16,8 +16,9 @@ from fastkto.errors import InputError
 class Trainer:
     """What the host's `KTOTrainer` does between a batch and its log-probs."""
 
-    def __init__(self, policy, reference_model):
+    def __init__(self, policy, reference_model, *, cached=False):
         self.policy, self.reference_model = policy, reference_model
+        self.config = SimpleNamespace(cache_reference_logprobs=cached)
         self.accelerator = SimpleNamespace(autocast=contextlib.nullcontext)
         self.prepare_accelerator()
 
@@ -30,7 +31,11 @@ class Trainer:
         wide = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))
         return wide.log_softmax(-1).gather(2, index)[..., 0] * scored
 
-    def forward(self, model, batch):
+    def get_batch_metrics(self, batch, mode="train"):
+        self.forward(self.policy, batch)
+        self.forward(self.reference_model, batch, use_cache=self.config.cache_reference_logprobs)
+
+    def forward(self, model, batch, use_cache=False):
         def logps(stream):
             ids, mask = batch[f"{stream}_combined_input_ids"], batch[f"{stream}_combined_attention_mask"]
             return self.get_batch_logps(model(ids, attention_mask=mask).logits, batch[f"{stream}_labels"])
@@ -98,5 +103,10 @@ def test_a_trainer_of_another_interface_is_refused(halos):
         def forward(self, model, batch, prefix):
             return ()
 
-    with pytest.raises(InputError, match="parameters of .*forward"):
+    with pytest.raises(InputError, match=r"KTOTrainer.forward: got \('model', 'batch', 'prefix'\), .* commit 4831988"):
         halos(Other)
+
+
+def test_cached_log_probs_of_other_pairs_are_refused(halos):
+    with pytest.raises(InputError, match="cache_reference_logprobs: got True, expected false"):
+        halos(Trainer).KTOTrainer(family("llama"), family("llama"), cached=True)

@@ -1,6 +1,8 @@
 """`FusedLinearKTOLoss` beside the class that it replaces, from the installed liger-kernel."""
 
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from tolerance import assert_close
 
 from fastkto.errors import InputError
 from fastkto.integrations.liger import FusedLinearKTOLoss
-from fastkto.integrations.versions import require_version
+from fastkto.integrations.seams import require_seams
 
 METRICS = (
     "chosen_logps_sum",
@@ -24,7 +26,7 @@ TRAINED = ("_input", "lin_weight", "bias")
 @pytest.fixture(scope="module")
 def liger():
     chunked_loss = pytest.importorskip("liger_kernel.chunked_loss", reason="compares with the installed liger-kernel")
-    require_version("liger-kernel", known=("0.8.5",), integration="tests/compat/test_liger.py")
+    require_seams("liger")
     return chunked_loss.LigerFusedLinearKTOLoss
 
 
@@ -253,3 +255,10 @@ def test_what_does_not_fit_is_refused_by_name(changes, settings, message):
     with pytest.raises(InputError) as caught:
         FusedLinearKTOLoss(**settings)(**{**batch(), **changes})
     assert message in str(caught.value)
+
+
+def test_the_fragment_of_the_page_runs_as_it_stands():
+    page = (Path(__file__).parents[2] / "docs" / "liger.md").read_text()
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], names)
+    assert names["hidden"].grad.abs().sum() > 0

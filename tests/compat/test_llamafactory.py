@@ -138,12 +138,10 @@ def test_the_import_replaces_the_hosts_trainer():
     assert issubclass(OURS, HOST)
 
 
-def test_another_version_of_the_host_is_refused(monkeypatch):
-    from fastkto.integrations import versions
-
-    monkeypatch.setattr(versions, "version", {"llamafactory": "0.9.6", "trl": "0.24.0"}.get)
+def test_a_host_with_another_method_is_refused(monkeypatch):
+    monkeypatch.setattr(workflow.CustomKTOTrainer, "forward", lambda self, model, batch: None)
     monkeypatch.delitem(sys.modules, ours.__name__)
-    with pytest.raises(InputError, match=r"version of llamafactory: got '0.9.6', expected 0.9.5"):
+    with pytest.raises(InputError, match=r"forward of llamafactory 0.9.5: got \('model', 'batch'\), expected"):
         importlib.import_module(ours.__name__)
 
 

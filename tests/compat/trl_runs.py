@@ -13,7 +13,8 @@ trl = importlib.import_module("trl")
 peft = importlib.import_module("peft")
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}
 METHODS = ("_compute_kl_logps", "_compute_loss", "compute_ref_log_probs")
-HEAD = "selective_log_softmax" if trl.__version__ == "1.9.0" else "forward"  # 1.9 builds the logits
+FUSED = hasattr(importlib.import_module("trl.trainer.kto_trainer"), "add_fused_lm_head")  # from 1.15
+HEAD = "forward" if FUSED else "selective_log_softmax"  # without, it makes logits
 
 
 def config(tmp_path, **changes):

@@ -11,14 +11,18 @@ from typing import Any
 import fastkto
 from fastkto.cli.options.strict import StrictParser
 from fastkto.installation import origin
+from fastkto.integrations import seams
 
 PACKAGES = ("torch", "triton", "transformers", "accelerate", "datasets", "peft", "bitsandbytes", "flash-attn", "trl")
+HOSTS = {key: [key] for key in seams.WAYS if key != "trl head"} | {"trl": ["trl", "trl head"]}
 
 
 def run(argv: Sequence[str]) -> int:
-    """Print the findings; 1 if a check against the oracle fails."""
-    found = examine(with_progress=not (as_json := parser().parse_all(argv).json))
-    if as_json:
+    """Print the findings; 1 if a check against the oracle fails, or a host that was asked about differs."""
+    options = parser().parse_all(argv)
+    show = not options.json
+    found = ways_into(options.host, with_progress=show) if options.host else examine(with_progress=show)
+    if options.json:
         print(json.dumps(found, indent=2))
     return 0 if found["ok"] else 1
 
@@ -28,7 +32,22 @@ def parser() -> StrictParser:
     description = "Versions, devices, backends of the head, and a check of head and loss against the oracle."
     found = StrictParser(command="doctor", description=description)
     found.add_argument("--json", action="store_true", help="print one JSON object")
+    found.add_argument("--host", choices=HOSTS, help="say instead whether this installed host is one that fastkto fits")
     return found
+
+
+def ways_into(host: str, *, with_progress: bool) -> dict[str, Any]:
+    """Whether what each integration with a host replaces there is as it was when that was run."""
+    found: list[dict[str, Any]] = []
+    for key in HOSTS[host]:
+        verdict = seams.examine(seams.WAYS[key])
+        way, fits = verdict.way, verdict.problem is None
+        line = str(verdict.problem) if verdict.problem else "" if verdict.tried else seams.accepted(verdict)
+        found.append({"way": way.name, "package": way.package, "version": verdict.version, "fits": fits, "line": line})
+        if with_progress:
+            name = f"{way.package} {verdict.version or ''}".rstrip()
+            print(f"{'OK  ' if fits else 'FAIL'} {way.name} in {name}", *([line] if line else []), sep="\n     ")
+    return {"host": host, "ways": found, "ok": all(way["fits"] for way in found)}
 
 
 def examine(*, with_progress: bool) -> dict[str, Any]:

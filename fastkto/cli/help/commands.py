@@ -50,8 +50,8 @@ COMMANDS = {
     ),
     "doctor": Command(
         "versions, devices, backends, and a check against the oracle",
-        "fastkto doctor [--json]",
-        ("fastkto doctor",),
+        "fastkto doctor [--host NAME] [--json]",
+        ("fastkto doctor", "fastkto doctor --host trl"),
         alone=True,
     ),
     "merge": Command(

@@ -3,25 +3,25 @@
 Legend: N scored positions, D hidden, V vocabulary.
 """
 
+import functools
 import importlib
+import inspect
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
+from transformers.utils import logging
 
 from fastkto.errors import InputError
 from fastkto.head.backends.base import HeadInputs
 from fastkto.head.backends.tiles import Folded, TileBackend
 from fastkto.head.logprobs import head_inputs, token_logprobs, token_stats
-from fastkto.integrations.versions import require_parameters, require_version
+from fastkto.integrations.seams import require_seams
 
-KNOWN = ("1.16.0",)
+logger = logging.get_logger(__name__)
 _OUTPUTS = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
-_ARGUMENTS = (
-    *("hidden", "weight", "bias", "targets", "temperature", "chunk_size"),
-    *("final_logit_softcapping", "logit_scale", "outputs"),
-)
 
 Results = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 
@@ -29,14 +29,14 @@ Results = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Te
 class HeadPatch:
     """What `patch_trl_head` returns. `unpatch`, or the end of a `with`, brings back what it replaced."""
 
-    def __init__(self, original: Any) -> None:
-        self._original = original
+    def __init__(self, patched: Any) -> None:
+        self._patched = patched
 
     def unpatch(self) -> None:
         """TRL's own head again; does nothing the second time, or where another patch had been there before."""
-        if self._original is not None:
-            _home()._ChunkedLogProbFunction = self._original
-            self._original = None
+        if self._patched is not None:
+            del self._patched.apply
+            self._patched = None
 
     def __enter__(self) -> "HeadPatch":
         return self
@@ -50,24 +50,41 @@ class HeadPatch:
 def patch_trl_head() -> HeadPatch:
     """Let every TRL trainer of this process, present and future, score tokens with `fastkto.token_stats`.
 
-    Patching twice changes nothing more.
+    Patching twice changes nothing more. Up to TRL 1.14 most trainers make logits, which this leaves alone, and a line
+    says so.
 
     Raises:
-        ValueError: a version of TRL, or a head in it, that this was not written for.
+        ValueError: a head that this was not written for.
     """
-    require_version("trl", known=KNOWN, integration="patch_trl_head")
-    home = _home()
-    original = home._ChunkedLogProbFunction
-    if original is TRLHead:
+    version = require_seams("trl head")
+    original = importlib.import_module("trl.trainer.utils")._ChunkedLogProbFunction
+    if "apply" in vars(original):
         return HeadPatch(None)
-    require_parameters(getattr(original, "forward", original), *_ARGUMENTS, integration="patch_trl_head")
-    home._ChunkedLogProbFunction = TRLHead
+    form = _form(original)
+    if form is not TRLHead.apply:
+        logger.warning_once(
+            f"TRL {version} makes logits for most of its trainers; patch_trl_head changes those only that have its "
+            "chunked head: AsyncGRPO, and in TRL 1.14 GRPO, DPO and KTO with use_liger_kernel. For any other KTO take "
+            "fastkto.integrations.trl.KTOTrainer."
+        )
+    original.apply = staticmethod(form)
     return HeadPatch(original)
 
 
-def _home() -> Any:
-    """The module whose `_ChunkedLogProbFunction` every trainer looks up at every call."""
-    return importlib.import_module("trl.trainer.utils")
+def _form(original: Any) -> Callable[..., tuple[torch.Tensor | None, ...]]:
+    """Our head with the arguments and results of this TRL's: they grew in 1.13 and in 1.15."""
+    parameters = inspect.signature(original.forward).parameters
+    return TRLHead.apply if "outputs" in parameters else _with_bias if "bias" in parameters else _without_bias
+
+
+def _with_bias(*arguments: Any) -> tuple[torch.Tensor | None, ...]:
+    """Log-probs and entropy."""
+    return functools.partial(TRLHead.apply, outputs=("entropy",))(*arguments)[:2]
+
+
+def _without_bias(hidden: torch.Tensor, weight: torch.Tensor, *rest: Any) -> tuple[torch.Tensor | None, ...]:
+    """The same, of a head without a bias."""
+    return _with_bias(hidden, weight, None, *rest)
 
 
 class TRLHead:
@@ -148,13 +165,24 @@ class _Entropy(torch.autograd.Function):
         inputs: list[Any] = [
             x if x is None else x.detach().requires_grad_(want) for x, want in zip(tensors, wanted, strict=True)
         ]
-        own = importlib.import_module("trl.kernels").ChunkedLogProbFunction
         enabled, dtype = ctx.autocast
         with torch.enable_grad(), torch.autocast(grad_N.device.type, dtype, enabled=enabled):
-            entropy_N = own.apply(*inputs, targets_N, *ctx.rest, ("entropy",))[1]
+            entropy_N = _own_entropy(*inputs, targets_N, *ctx.rest)
         leaves = [x for x, want in zip(inputs, wanted, strict=True) if want]
         grads = iter(torch.autograd.grad(entropy_N, leaves, grad_N))
         return None, *(next(grads) if want else None for want in wanted), *(None,) * 5
+
+
+def _own_entropy(
+    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, targets_N: torch.Tensor, *rest: Any
+) -> torch.Tensor:
+    """By TRL's own head, which the patch covers."""
+    own = importlib.import_module("trl.trainer.utils")._ChunkedLogProbFunction
+    apply, form = super(own, own).apply, _form(own)
+    bias = () if form is _without_bias else (bias_V,)
+    outputs = (("entropy",),) if form is TRLHead.apply else ()
+    entropy_N: torch.Tensor = apply(hidden_ND, weight_VD, *bias, targets_N, *rest, *outputs)[1]
+    return entropy_N
 
 
 class _Extras(TileBackend):

@@ -14,8 +14,8 @@ import torch
 from fastkto.config import KTOConfig
 from fastkto.engines import refuse_data_parallel
 from fastkto.errors import InputError
+from fastkto.integrations.seams import require_seams
 from fastkto.integrations.trl.rows import TRLCollator
-from fastkto.integrations.versions import require_parameters, require_version
 from fastkto.losses.kto import LossSettings
 from fastkto.step import Reference
 from fastkto.step.metrics import Sums, figures, step_sums
@@ -25,16 +25,7 @@ from fastkto.trunk.modules import find_head, is_peft_model, unwrap_peft
 from fastkto.trunk.run import Batch, ModelRun
 from fastkto.trunk.scorer import teach_scorer
 
-KNOWN = ("1.9.0", "1.16.0")
-SEAMS = {
-    "_compute_loss": ("model", "inputs", "return_outputs"),
-    "_compute_kl_logps": ("model", "batch"),
-    "compute_ref_log_probs": ("model", "inputs"),
-    "_precompute_ref_logps": ("dataset", "name", "batch_size"),
-    "log": ("logs", "start_time"),
-}
-
-require_version("trl", known=KNOWN, integration=__package__)
+require_seams("trl")
 _TRL: Any = importlib.import_module("trl").KTOTrainer  # not a plain import: TRL must not load before it is known
 
 
@@ -60,8 +51,7 @@ class KTOTrainer(_TRL):
 
     @functools.wraps(_TRL.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        for name, parameters in SEAMS.items():
-            require_parameters(getattr(_TRL, name), *parameters, integration=__package__)
+        require_seams("trl")  # which may have been patched since the import
         given = inspect.signature(_TRL.__init__).bind(self, *args, **kwargs).arguments
         if given.get("data_collator") is not None:
             fix = "Leave it out, or use trl.KTOTrainer."
@@ -77,10 +67,10 @@ class KTOTrainer(_TRL):
         """Teach the models to hand over hidden states, and choose packed or padded batches by trying."""
         if self._model_run is not None:
             return
-        refuse_data_parallel(self.args)  # TRL 1.9 does not
+        refuse_data_parallel(self.args)  # not every TRL does
         if self._is_vision_dataset:
             raise InputError("train_dataset", "rows with images", "rows of text", "Use trl.KTOTrainer.")
-        if getattr(self, "use_liger_kernel", False):  # of TRL 1.9, where it replaces the loss and not only layers
+        if getattr(self, "use_liger_kernel", False):  # up to TRL 1.14, where it replaces the head and not only layers
             raise InputError("use_liger_kernel", True, "False", "Leave it out: the head is fused here already.")
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # which the reference is by now
         for model in (self.model, self.ref_model):
@@ -89,7 +79,8 @@ class KTOTrainer(_TRL):
         plain = find_head(unwrap_peft(self.model)).plain
         self._model_run = ModelRun(self.model, plain_head=plain, router_logits=self.aux_loss_enabled)
         names = ("loss_type", "max_length", "pad_to_multiple_of", "bf16", "fp16", "torch_compile")
-        given = {name: getattr(self.args, name) for name in (*names, "per_device_train_batch_size")}
+        sizes = ("per_device_train_batch_size", "per_device_eval_batch_size")
+        given = {name: getattr(self.args, name) for name in (*names, *sizes)}
         options: Any = SimpleNamespace(packing=None, max_tokens_per_forward=None, **given)
         own = self.data_collator
         collator = choose_collator(
@@ -150,7 +141,7 @@ class KTOTrainer(_TRL):
                 of_step = figures(Sums(*sums))
                 tokens = int(of_step.pop("num_tokens"))
                 if mode == "train":
-                    self._total_train_tokens += tokens // getattr(self, "_tp_size", 1)  # not in TRL 1.9
+                    self._total_train_tokens += tokens // getattr(self, "_tp_size", 1)  # since TRL 1.13
                 for name, value in of_step.items():
                     metrics[name].append(value)
             metrics["num_tokens"] = [self._total_train_tokens]
