@@ -64,7 +64,7 @@ HOSTS = {
         ["unsloth==2026.10.9", "trl==1.14.2", "transformers==5.17.0", "datasets<5"], ["test_unsloth.py"], "trl-base"
     ),
     "halos-4831988": Host(
-        ["hydra-core==1.3.2", "omegaconf", "wandb", "openai", "pandas"],
+        ["setuptools>=77,<82", "hydra-core==1.3.2", "omegaconf", "wandb", "openai", "pandas"],
         ["test_halos.py", "test_halos_checkout.py"],
         "trl-base",
     ),
