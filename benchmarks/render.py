@@ -209,8 +209,9 @@ def status() -> str:
         f"padded, {counts['row by row']} row by row | transformers {families['transformers']} | {families['date']} |"
     )
     hosts = json.loads((ROOT / "tests" / "compat" / "results.json").read_text(encoding="utf-8"))
-    dates = sorted({found["date"] for found in hosts.values()})
-    lines.append(f"| inside {', '.join(hosts)} | a CPU | {dates[-1]} |")
+    for date in sorted({found["date"] for found in hosts.values()}, reverse=True):
+        of_day = [name for name, found in hosts.items() if found["date"] == date and not found["failed"]]
+        lines.append(f"| inside {', '.join(of_day)} | a CPU | {date} |")
     gpus = sorted(RESULTS.glob("gpu-*.json"))
     gpu = f"| Triton kernels | {', '.join(path.stem for path in gpus)} | see there |"
     none = "| Triton kernels: compiled for every architecture, interpreted on a CPU | **no GPU yet** | |"
