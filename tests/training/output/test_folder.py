@@ -108,7 +108,7 @@ def test_a_requeued_job_starts_where_there_is_no_checkpoint(tmp_path, caplog):
     t = trainer(tmp_path)
     t.train(resume_from_checkpoint=True)
     assert t.state.global_step == 3
-    assert "no checkpoint in" in caplog.text
+    assert "no whole checkpoint in" in caplog.text
 
 
 def test_a_folder_that_cannot_be_locked_is_said(tmp_path, monkeypatch, caplog):

@@ -50,6 +50,16 @@ def test_durations():
     assert [duration(x) for x in (0, 59.6, 61, 3600, 90061)] == ["0:00", "1:00", "1:01", "1:00:00", "25:01:01"]
 
 
+@pytest.fixture(autouse=True)
+def bars():
+    """As a process begins: a command that ran here before may have turned them off."""
+    was = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.enable_progress_bar()
+    yield
+    if not was:
+        transformers_logging.disable_progress_bar()
+
+
 def printed(capsys):
     return [line for line in capsys.readouterr().out.splitlines() if line.strip()]
 
